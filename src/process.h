@@ -1,0 +1,25 @@
+/*
+ * process.h
+ *		First and last steps of the processes that the launcher starts in a
+ *		database.
+ */
+#ifndef SM_PROCESS_H
+#define SM_PROCESS_H
+
+#include "shmem.h"
+
+/* Worker: attach and connect; returns the extension's OID or does not return. */
+extern Oid	sm_process_join(Datum main_arg);
+
+/*
+ * Worker, first in each transaction: true, and the extension cannot be dropped or
+ * replaced before the transaction ends; false, and the process should leave.
+ */
+extern bool sm_process_extension_stands(Oid extension);
+
+/* End the process in good order, and tell the launcher why. */
+extern void sm_process_leave(SmVerdict verdict) pg_attribute_noreturn();
+
+extern PGDLLEXPORT void softmobile_probe_main(Datum main_arg) pg_attribute_noreturn();
+
+#endif							/* SM_PROCESS_H */
