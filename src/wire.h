@@ -1,6 +1,7 @@
 /*
  * wire.h
- *		What goes over the wire to central and what comes back: see wire.c.
+ *		What goes over the wire to central (wire.c) and what comes back
+ *		(wire_answer.c).
  */
 #ifndef SM_WIRE_H
 #define SM_WIRE_H
@@ -12,7 +13,7 @@
 /* An event with a longer payload cannot be sent; sm_wire_add() refuses it. */
 #define SM_WIRE_MAX_PAYLOAD (256 * 1024 * 1024)
 
-/* Longest detail kept of an answer, in bytes, the terminating zero not counted. */
+/* Longest detail kept of an answer, in characters. */
 #define SM_WIRE_MAX_DETAIL 500
 
 /* One event.  All text is in the server's encoding and zero-terminated. */
@@ -61,7 +62,10 @@ pg_nodiscard extern bool sm_wire_add(SmBody *body, const SmEvent *event, const c
 extern void sm_wire_end(SmBody *body);
 extern void sm_wire_free(SmBody *body);
 
-/* bytes that the body has by now; compressed, an estimate until sm_wire_end() */
+/*
+ * Bytes that the body has by now.  Compressed, zlib holds back some dozens of
+ * kilobytes of text until sm_wire_end().
+ */
 extern int64 sm_wire_size(const SmBody *body);
 
 /* NULL, or the value for Content-Encoding */
@@ -87,7 +91,8 @@ typedef struct SmReceipt
 
 /*
  * True if the body is a receipt for exactly these events.  Results lie in
- * CurrentMemoryContext.  Never throws for anything the body may contain.
+ * CurrentMemoryContext.  Never throws for anything the body may contain.  On a
+ * server whose encoding is not UTF8 both need a transaction.
  */
 pg_nodiscard extern bool sm_wire_receipt(const char *body, size_t len, const SmEvent *events, int n,
 							SmReceipt *out);
@@ -99,7 +104,7 @@ extern char *sm_wire_problem(const char *body, size_t len, const char *content_t
 #define SM_WIRE_TRACEPARENT_LEN 56
 extern void sm_wire_traceparent(char out[SM_WIRE_TRACEPARENT_LEN], const uint8 trace_id[16]);
 
-/* same members, same content: same key; a UUID version 8 made from SHA-256 */
+/* same members, same content: same key; a UUID version 8 made from SHA-256; in a transaction */
 #define SM_WIRE_KEY_LEN 37
 extern void sm_wire_idempotency_key(char out[SM_WIRE_KEY_LEN], const char *epoch,
 									const char *lane, const SmEvent *events, int n);
