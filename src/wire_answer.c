@@ -57,7 +57,10 @@ nesting_depth(const char *text, size_t len)
 		else if (text[i] == '"')
 			in_string = true;
 		else if (text[i] == '[' || text[i] == '{')
-			deepest = Max(deepest, ++depth);
+		{
+			depth++;
+			deepest = Max(deepest, depth);
+		}
 		else if (text[i] == ']' || text[i] == '}')
 			depth--;
 	}
@@ -154,8 +157,12 @@ read_jsonb(char *text)
 	{
 		int			category = ERRCODE_TO_CATEGORY(geterrcode());
 
-		/* cancellation and want of memory are not the document's fault */
-		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+		/*
+		 * Cancellation and want of memory are not the document's fault.  "Not
+		 * supported" is: escapes beyond ASCII on a server of SQL_ASCII.
+		 */
+		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			category != ERRCODE_FEATURE_NOT_SUPPORTED)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(caller);
 		FlushErrorState();
