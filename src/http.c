@@ -335,7 +335,6 @@ add_header(Request *r, const char *name, const char *before, const char *value,
 
 	line = psprintf("%s: %s%s%s", name, before, value, after);
 	extended = curl_slist_append(r->headers, line);
-	explicit_bzero(line, strlen(line)); /* it may hold the token */
 	pfree(line);
 	if (extended == NULL)
 		return CURLE_OUT_OF_MEMORY;
@@ -423,7 +422,6 @@ set_options(Request *r, const SmHttpRequest *request)
 	 */
 	SET(CURLOPT_CONNECTTIMEOUT_MS, connect_ms);
 	SET(CURLOPT_TIMEOUT_MS, request_ms);
-	SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) request->max_response);
 	SET(CURLOPT_TCP_NODELAY, 1L);
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	SET(CURLOPT_TCP_KEEPIDLE, (long) KEEPALIVE_IDLE);

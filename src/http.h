@@ -75,6 +75,8 @@ extern void sm_http_configure(const SmHttpSettings *settings);
  * cancelled.  False: SM_HTTP_MAX_REQUESTS are under way or not yet taken.
  */
 pg_nodiscard extern bool sm_http_submit(const SmHttpRequest *request);
+
+/* drop the request with this tag, or its result; true if there was one */
 extern bool sm_http_cancel(void *tag);
 
 /*

@@ -120,7 +120,8 @@ handshake_was_cut(const char *curl_error)
 
 /*
  * With TLS 1.3 a server refuses a client's certificate only after the
- * handshake: an alert comes where the answer was expected.
+ * handshake: an alert comes where the answer was expected.  (Or sending fails
+ * before it is read: then it looks like a lost link, until the next attempt.)
  */
 static bool
 was_tls_alert(const char *curl_error)

@@ -273,6 +273,19 @@ is( query('postgres', 'BEGIN; SELECT count(*) FROM generate_series(1, 2000) g, '
 		  . q[wire_receipt(convert_to('{"accepted":' || g, 'UTF8'), '{}') r WHERE NOT r.ok; COMMIT; SELECT 'alive']),
 	"2000\nalive", 'refused documents leave nothing behind');
 
+# documents with some bytes changed, and cut somewhere
+is( query('postgres', qq[SELECT setseed(0.25);
+	CREATE FUNCTION spoil(b bytea) RETURNS bytea LANGUAGE plpgsql AS \$\$
+	BEGIN
+		FOR i IN 0 .. (random() * 3)::int LOOP
+			b := set_byte(b, (random() * (length(b) - 1))::int, (random() * 255)::int);
+		END LOOP;
+		RETURN CASE WHEN random() < 0.2 THEN substr(b, 1, (random() * length(b))::int) ELSE b END;
+	END \$\$;
+	SELECT count(*) FROM generate_series(1, 5000), wire_receipt(spoil(convert_to(
+	'{"accepted":0,"duplicates":0,"results":[{"id":"$ids[0]","status":"conflict","detail":"\\u00f1ñ","current":{"a":[1.5,null,"x"]}}]}',
+	'UTF8')), '{$ids[0]}')]), "\n5000", '5,000 spoilt receipts raise no error');
+
 # a big batch, everything rejected
 is( query('postgres', q[WITH ids AS (SELECT array_agg(gen_random_uuid()) AS a FROM generate_series(1, 20000)),
 	body AS (SELECT convert_to('{"accepted":0,"duplicates":0,"results":[' || string_agg('{"id":"' || id || '","status":"rejected"}', ',' ORDER BY id) || ']}', 'UTF8') AS b FROM ids, unnest(a) id)

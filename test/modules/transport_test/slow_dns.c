@@ -1,7 +1,8 @@
 /*
  * slow_dns.c
- *		Preloaded into a server under test: names that end in ".blackhole.test"
- *		are looked up for a minute, as if no name server answered.
+ *		Preloaded into a server under test.  Names that end in ".blackhole.test"
+ *		are looked up for a minute, as if no name server answered; for those in
+ *		".nowhere.test" one says at once that there is no such name.
  */
 #include <dlfcn.h>
 #include <netdb.h>
@@ -10,22 +11,29 @@
 
 typedef int (*LookUp) (const char *, const char *, const struct addrinfo *, struct addrinfo **);
 
+static int
+ends_in(const char *name, const char *suffix)
+{
+	return name != NULL && strlen(name) > strlen(suffix) &&
+		strcmp(name + strlen(name) - strlen(suffix), suffix) == 0;
+}
+
 int
 getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
 			struct addrinfo **result)
 {
-	static const char suffix[] = ".blackhole.test";
 	struct timespec minute = { 60, 0 };
 	LookUp		real;
 
-	if (node != NULL && strlen(node) > strlen(suffix) &&
-		strcmp(node + strlen(node) - strlen(suffix), suffix) == 0)
+	if (ends_in(node, ".blackhole.test"))
 	{
 		/* as a real look-up would: a signal to this thread does not end it */
 		while (nanosleep(&minute, &minute) != 0)
 			;
 		return EAI_AGAIN;
 	}
+	if (ends_in(node, ".nowhere.test"))
+		return EAI_NONAME;
 	*(void **) &real = dlsym(RTLD_NEXT, "getaddrinfo");
 	return real(node, service, hints, result);
 }
