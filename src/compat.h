@@ -8,10 +8,6 @@
 #ifndef SM_COMPAT_H
 #define SM_COMPAT_H
 
-#if PG_VERSION_NUM < 150000
-#error "softmobile needs PostgreSQL 15 or later"
-#endif
-
 /*
  * libcurl: only for a file that has included curl.h before.  7.85 brought
  * CURLOPT_PROTOCOLS_STR.
@@ -41,5 +37,9 @@
 #define sm_curl_no_ca_cache(easy) CURLE_OK
 #endif
 #endif							/* LIBCURL_VERSION_NUM */
+
+#if PG_VERSION_NUM < 150000
+#error "softmobile needs PostgreSQL 15 or later"
+#endif
 
 #endif							/* SM_COMPAT_H */

@@ -70,8 +70,8 @@ typedef struct Request
 	SmHttpResult result;		/* without the body */
 } Request;
 
-static MemoryContext http_context = NULL;	/* settings; lives as long as the process */
 static SmHttpSettings http_settings;
+static MemoryContext settings_context = NULL;	/* their strings */
 static CURLM *multi = NULL;
 static int	epoll_fd = -1;
 static dlist_head free_requests;
@@ -231,7 +231,8 @@ sm_http_init(const SmHttpSettings *settings)
 
 	if (curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, watch_socket) != CURLM_OK ||
 		curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, set_timer) != CURLM_OK ||
-		curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) SM_HTTP_MAX_REQUESTS) != CURLM_OK)
+		curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS,
+						  (long) SM_HTTP_MAX_REQUESTS) != CURLM_OK)
 		elog(ERROR, "could not set up libcurl");
 
 	dlist_init(&free_requests);
@@ -244,8 +245,6 @@ sm_http_init(const SmHttpSettings *settings)
 		dlist_push_tail(&free_requests, &r->node);
 	}
 
-	http_context = AllocSetContextCreate(TopMemoryContext, "softmobile http settings",
-										 ALLOCSET_SMALL_SIZES);
 	sm_http_configure(settings);
 }
 
@@ -262,7 +261,7 @@ copy_setting(MemoryContext context, const char *value)
 void
 sm_http_configure(const SmHttpSettings *settings)
 {
-	MemoryContext fresh = AllocSetContextCreate(TopMemoryContext, "softmobile http settings",
+	MemoryContext fresh = AllocSetContextCreate(TopMemoryContext, "softmobile http",
 												ALLOCSET_SMALL_SIZES);
 
 	http_settings.ca_file = copy_setting(fresh, settings->ca_file);
@@ -270,8 +269,9 @@ sm_http_configure(const SmHttpSettings *settings)
 	http_settings.client_key_file = copy_setting(fresh, settings->client_key_file);
 	http_settings.user_agent = copy_setting(fresh, settings->user_agent);
 
-	MemoryContextDelete(http_context);
-	http_context = fresh;
+	if (settings_context != NULL)
+		MemoryContextDelete(settings_context);
+	settings_context = fresh;
 }
 
 /* ---------------------------------------------------------------------------
@@ -502,10 +502,13 @@ sm_http_submit(const SmHttpRequest *request)
 		dlist_push_tail(&running_requests, &r->node);
 	else
 	{
-		sm_http_outcome_fail(&r->result, SM_HTTP_UNUSABLE,
-							 rc == CURLE_URL_MALFORMAT ? "not a valid http or https URL" :
-							 rc == CURLE_BAD_FUNCTION_ARGUMENT ? "control character in a header" :
-							 curl_easy_strerror(rc));
+		const char *why = curl_easy_strerror(rc);
+
+		if (rc == CURLE_URL_MALFORMAT)
+			why = "not a valid http or https URL";
+		else if (rc == CURLE_BAD_FUNCTION_ARGUMENT)
+			why = "control character in a header";
+		sm_http_outcome_fail(&r->result, SM_HTTP_UNUSABLE, why);
 		dlist_push_tail(&done_requests, &r->node);
 	}
 	return true;

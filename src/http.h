@@ -57,7 +57,7 @@ typedef struct SmHttpResult
 	void	   *tag;
 	SmHttpOutcome outcome;
 	long		status;			/* HTTP status, 0 unless SM_HTTP_ANSWERED */
-	char	   *body;			/* zero-terminated, never NULL; '' unless SM_HTTP_ANSWERED */
+	char	   *body;			/* zero-terminated, never NULL; '' unless answered */
 	size_t		body_len;
 	char		content_type[128];
 	int64		retry_after_ms; /* -1: none; else 0 to one day */

@@ -55,13 +55,12 @@ static const CodeMeaning code_meanings[] = {
 	{ CURLE_HTTP2, SM_HTTP_PROTOCOL, false, "HTTP/2 framing error" },
 	{ CURLE_HTTP2_STREAM, SM_HTTP_PROTOCOL, false, "HTTP/2 stream was reset" },
 	{ CURLE_PARTIAL_FILE, SM_HTTP_PROTOCOL, false, "answer cut off" },
-	{ CURLE_FILESIZE_EXCEEDED, SM_HTTP_PROTOCOL, false, "answer too long" },
 	/* a callback refused more; what was not for want of memory is too long */
 	{ CURLE_WRITE_ERROR, SM_HTTP_PROTOCOL, false, "answer too long" },
 
 	/* nothing was sent, and nothing will be until somebody repairs it here */
 	{ CURLE_URL_MALFORMAT, SM_HTTP_UNUSABLE, false, "not a valid http or https URL" },
-	{ CURLE_SSL_CERTPROBLEM, SM_HTTP_UNUSABLE, true, "client certificate or key not usable" },
+	{ CURLE_SSL_CERTPROBLEM, SM_HTTP_UNUSABLE, true, "client certificate not usable" },
 	{ CURLE_SSL_CACERT_BADFILE, SM_HTTP_UNUSABLE, true, "trusted certificates not usable" },
 	{ CURLE_NOT_BUILT_IN, SM_HTTP_UNUSABLE, false, "not supported by this libcurl" },
 	{ CURLE_OUT_OF_MEMORY, SM_HTTP_UNUSABLE, false, "out of memory" },
@@ -177,7 +176,8 @@ judge_failure(CURL *easy, CURLcode code, const SmHttpSeen *seen, const char *cur
 	else if (link_lost && was_tls_alert(curl_error))
 		sm_http_outcome_fail(result, SM_HTTP_TLS, curl_error);
 	else if (code == CURLE_SSL_CONNECT_ERROR && handshake_was_cut(curl_error))
-		sm_http_outcome_fail(result, SM_HTTP_OFFLINE, "connection lost during the TLS handshake");
+		sm_http_outcome_fail(result, SM_HTTP_OFFLINE,
+							 "connection lost during the TLS handshake");
 	else if (meaning->outcome == SM_HTTP_OFFLINE)
 		fail_offline(easy, code, meaning->text, result);
 	else
@@ -244,8 +244,8 @@ sm_http_outcome_judge(CURL *easy, CURLcode code, const SmHttpSeen *seen,
 	 * end of its answer may be lost with the connection.
 	 */
 	if (seen->headers_done && status >= 300 &&
-		(code == CURLE_SEND_ERROR || code == CURLE_RECV_ERROR || code == CURLE_PARTIAL_FILE ||
-		 code == CURLE_FILESIZE_EXCEEDED || code == CURLE_WRITE_ERROR))
+		(code == CURLE_SEND_ERROR || code == CURLE_RECV_ERROR ||
+		 code == CURLE_PARTIAL_FILE || code == CURLE_WRITE_ERROR))
 		code = CURLE_OK;
 
 	if (code != CURLE_OK)
@@ -277,6 +277,7 @@ sm_http_outcome_judge(CURL *easy, CURLcode code, const SmHttpSeen *seen,
 	value = answer_header(easy, "Date");
 	if (value != NULL)
 		result->date = Max((int64) curl_getdate(value, NULL), 0);
-	result->retry_after_ms = parse_retry_after(answer_header(easy, "Retry-After"), result->date);
+	result->retry_after_ms = parse_retry_after(answer_header(easy, "Retry-After"),
+											   result->date);
 	return whole;
 }

@@ -37,7 +37,8 @@
 #define GZIP_MEMORY_LEVEL 8
 #define GZIP_CHUNK 8192
 
-#define APPEND_LITERAL(buf, literal) appendBinaryStringInfo(buf, literal, sizeof(literal) - 1)
+#define APPEND_LITERAL(buf, literal) \
+	appendBinaryStringInfo(buf, literal, sizeof(literal) - 1)
 
 typedef enum ToUtf8
 {
@@ -131,8 +132,8 @@ convert_to_utf8(SmBodyState *state, const char *text, int len, int max)
 	size = (Size) len * MAX_CONVERSION_GROWTH + 1;
 	converted = MemoryContextAllocHuge(state->scratch, size);
 	if (pg_do_encoding_conversion_buf(state->conversion, GetDatabaseEncoding(), PG_UTF8,
-									  unconstify(unsigned char *, (const unsigned char *) text),
-									  len, converted, size, true) != len)
+									  (unsigned char *) unconstify(char *, text), len,
+									  converted, size, true) != len)
 		return NULL;
 	return (const char *) converted;
 }
@@ -178,12 +179,14 @@ append_source(SmBody *body, StringInfo buf, const char *branch_id)
 
 	if (state->branch_id == NULL || strcmp(state->branch_id, branch_id) != 0)
 	{
-		const char *utf8 = convert_to_utf8(state, branch_id, strlen(branch_id), MAX_ATTRIBUTE);
+		const char *utf8 = convert_to_utf8(state, branch_id, strlen(branch_id),
+										   MAX_ATTRIBUTE);
 		StringInfoData source;
 
 		if (utf8 == NULL)
 		{
-			strlcpy(body->error, "branch_id cannot be sent: not valid in UTF-8, or too long",
+			strlcpy(body->error,
+					"branch_id cannot be sent: not valid in UTF-8, or too long",
 					sizeof(body->error));
 			return false;
 		}
@@ -221,7 +224,8 @@ append_time(SmBody *body, StringInfo buf, TimestampTz time)
 	char		text[sizeof("2025-01-31T23:59:59.000000Z")];
 	char	   *p = text;
 
-	if (TIMESTAMP_NOT_FINITE(time) || timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0 ||
+	if (TIMESTAMP_NOT_FINITE(time) ||
+		timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0 ||
 		tm.tm_year < 0 || tm.tm_year > 9999)
 	{
 		strlcpy(body->error, "time cannot be sent: not between the years 0000 and 9999",
@@ -312,12 +316,11 @@ sm_wire_begin(SmBody *body, int level)
 		state->zlib.zalloc = allocate_for_zlib;
 		state->zlib.zfree = free_for_zlib;
 		state->zlib.opaque = context;
-		if (deflateInit2(&state->zlib, level, Z_DEFLATED, GZIP_WINDOW_BITS, GZIP_MEMORY_LEVEL,
-						 Z_DEFAULT_STRATEGY) != Z_OK)
+		if (deflateInit2(&state->zlib, level, Z_DEFLATED, GZIP_WINDOW_BITS,
+						 GZIP_MEMORY_LEVEL, Z_DEFAULT_STRATEGY) != Z_OK)
 			ereport(ERROR,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
-					 errmsg("could not initialize compression"),
-					 errdetail("%s", state->zlib.msg ? state->zlib.msg : "Out of memory.")));
+					 errmsg("could not initialize compression")));
 	}
 
 	appendStringInfoChar(plain_buffer(body), '[');
@@ -331,7 +334,9 @@ append_event(SmBody *body, StringInfo buf, const SmEvent *event, const char *lan
 			 const char *epoch, int epoch_no)
 {
 	const char *payload;
-	const char *suffix = event->op == 'i' ? ".insert" : event->op == 'u' ? ".update" : ".delete";
+	int			payload_len = event->payload_len;
+	const char *suffix = event->op == 'i' ? ".insert" :
+		event->op == 'u' ? ".update" : ".delete";
 	char		number[32];
 	char		id[37];
 
@@ -357,14 +362,18 @@ append_event(SmBody *body, StringInfo buf, const SmEvent *event, const char *lan
 	appendBinaryStringInfo(buf, number, pg_ltoa(epoch_no, number));
 	appendStringInfoCharMacro(buf, '"');
 
-	if ((event->reason != NULL && !append_text(body, buf, "reason", "", event->reason, "")) ||
-		(event->actor != NULL && !append_text(body, buf, "actor", "", event->actor, "")) ||
+	if ((event->reason != NULL &&
+		 !append_text(body, buf, "reason", "", event->reason, "")) ||
+		(event->actor != NULL &&
+		 !append_text(body, buf, "actor", "", event->actor, "")) ||
 		(event->resolution != NULL &&
 		 !append_text(body, buf, "resolution", "", event->resolution, "")))
 		return false;
 
-	payload = convert_to_utf8(body->state, event->payload, event->payload_len, SM_WIRE_MAX_PAYLOAD);
-	if (payload == NULL || (payload != event->payload && strlen(payload) > 2 * SM_WIRE_MAX_PAYLOAD))
+	payload = convert_to_utf8(body->state, event->payload, payload_len, SM_WIRE_MAX_PAYLOAD);
+	if (payload != NULL && payload != event->payload)
+		payload_len = strlen(payload);
+	if (payload == NULL || payload_len > 2 * SM_WIRE_MAX_PAYLOAD)
 	{
 		snprintf(body->error, sizeof(body->error),
 				 "data cannot be sent: not valid in UTF-8, or longer than %d bytes",
@@ -372,15 +381,15 @@ append_event(SmBody *body, StringInfo buf, const SmEvent *event, const char *lan
 		return false;
 	}
 	APPEND_LITERAL(buf, ",\"data\":");
-	appendBinaryStringInfo(buf, payload,
-						   payload == event->payload ? event->payload_len : strlen(payload));
+	appendBinaryStringInfo(buf, payload, payload_len);
 	appendStringInfoCharMacro(buf, '}');
 	return true;
 }
 
 /* Append an event.  False: it cannot be sent, body->error says why. */
 bool
-sm_wire_add(SmBody *body, const SmEvent *event, const char *lane, const char *epoch, int epoch_no)
+sm_wire_add(SmBody *body, const SmEvent *event, const char *lane, const char *epoch,
+			int epoch_no)
 {
 	SmBodyState *state = body->state;
 	StringInfo	buf = plain_buffer(body);
@@ -493,7 +502,8 @@ sm_wire_idempotency_key(char out[SM_WIRE_KEY_LEN], const char *epoch, const char
 
 		ok = pg_cryptohash_update(hash, (const uint8 *) &seq, sizeof(seq)) == 0 &&
 			pg_cryptohash_update(hash, events[i].id.data, UUID_LEN) == 0 &&
-			pg_cryptohash_update(hash, (const uint8 *) resolution, strlen(resolution) + 1) == 0;
+			pg_cryptohash_update(hash, (const uint8 *) resolution,
+								 strlen(resolution) + 1) == 0;
 	}
 	ok = ok && pg_cryptohash_final(hash, digest, sizeof(digest)) == 0;
 	if (!ok)

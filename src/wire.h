@@ -30,7 +30,7 @@ typedef struct SmEvent
 	const char *actor;
 	const char *payload;		/* JSON: the data member, {"new":..,"old":..} */
 	int			payload_len;
-	const char *resolution;		/* NULL, or "local": the conflict was decided for the branch */
+	const char *resolution;		/* NULL, or "local": conflict decided for the branch */
 } SmEvent;
 
 /* Compression levels of sm_wire_begin(); 1 to 9 are zlib's own. */
@@ -58,7 +58,7 @@ typedef struct SmBody
  */
 extern void sm_wire_begin(SmBody *body, int level);
 pg_nodiscard extern bool sm_wire_add(SmBody *body, const SmEvent *event, const char *lane,
-						const char *epoch, int epoch_no);
+									 const char *epoch, int epoch_no);
 extern void sm_wire_end(SmBody *body);
 extern void sm_wire_free(SmBody *body);
 
@@ -94,8 +94,8 @@ typedef struct SmReceipt
  * CurrentMemoryContext.  Never throws for anything the body may contain.  On a
  * server whose encoding is not UTF8 both need a transaction.
  */
-pg_nodiscard extern bool sm_wire_receipt(const char *body, size_t len, const SmEvent *events, int n,
-							SmReceipt *out);
+pg_nodiscard extern bool sm_wire_receipt(const char *body, size_t len, const SmEvent *events,
+										 int n, SmReceipt *out);
 
 /* the reason in an RFC 9457 problem document, cleaned and cut, or NULL if it is none */
 extern char *sm_wire_problem(const char *body, size_t len, const char *content_type);
@@ -104,7 +104,10 @@ extern char *sm_wire_problem(const char *body, size_t len, const char *content_t
 #define SM_WIRE_TRACEPARENT_LEN 56
 extern void sm_wire_traceparent(char out[SM_WIRE_TRACEPARENT_LEN], const uint8 trace_id[16]);
 
-/* same members, same content: same key; a UUID version 8 made from SHA-256; in a transaction */
+/*
+ * Same members, same content: same key, a UUID version 8 made from SHA-256.
+ * In a transaction.
+ */
 #define SM_WIRE_KEY_LEN 37
 extern void sm_wire_idempotency_key(char out[SM_WIRE_KEY_LEN], const char *epoch,
 									const char *lane, const SmEvent *events, int n);

@@ -24,7 +24,10 @@
 #include "utils/memutils.h"
 #include "wire.h"
 
-/* Deeper documents are refused: whoever stores `current` parses it again, on a deeper stack. */
+/*
+ * Deeper documents are refused: whoever stores `current` parses it again, on a
+ * deeper stack.
+ */
 #define MAX_NESTING 100
 
 /*
@@ -93,8 +96,7 @@ convert_from_utf8(const char *text, size_t len)
 		if (OidIsValid(conversion))
 		{
 			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
-												 unconstify(unsigned char *,
-															(const unsigned char *) text),
+												 (unsigned char *) unconstify(char *, text),
 												 len, buf, bufsize, true);
 			appendStringInfoString(&result, (char *) buf);
 			text += done;
@@ -161,7 +163,8 @@ read_jsonb(char *text)
 		 * Cancellation and want of memory are not the document's fault.  "Not
 		 * supported" is: escapes beyond ASCII on a server of SQL_ASCII.
 		 */
-		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+		if (category != ERRCODE_DATA_EXCEPTION &&
+			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
 			category != ERRCODE_FEATURE_NOT_SUPPORTED)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(caller);
@@ -252,7 +255,8 @@ get_count(JsonbContainer *object, const char *name, int *count)
 
 	if (value == NULL || value->type != jbvNumeric)
 		return false;
-	digits = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
+	digits = DatumGetCString(DirectFunctionCall1(numeric_out,
+												 NumericGetDatum(value->val.numeric)));
 	if (strlen(digits) > 9 || strspn(digits, "0123456789") != strlen(digits))
 		return false;
 	*count = atoi(digits);
@@ -291,7 +295,8 @@ compare_ids(const void *a, const void *b, void *arg)
 {
 	const SmEvent *events = (const SmEvent *) arg;
 
-	return memcmp(&events[*(const int *) a].id, &events[*(const int *) b].id, sizeof(pg_uuid_t));
+	return memcmp(&events[*(const int *) a].id, &events[*(const int *) b].id,
+				  sizeof(pg_uuid_t));
 }
 
 static int
@@ -449,7 +454,8 @@ sm_wire_problem(const char *body, size_t len, const char *content_type)
 								 !is_media_type(content_type, "application/json")))
 		return NULL;
 
-	context = AllocSetContextCreate(destination, "softmobile problem", ALLOCSET_DEFAULT_SIZES);
+	context = AllocSetContextCreate(destination, "softmobile problem",
+									ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 	document = parse_object(body, len, &wrong);
 	if (document != NULL)
