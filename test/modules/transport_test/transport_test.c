@@ -414,14 +414,13 @@ wire_receipt(PG_FUNCTION_ARGS)
 	ok = sm_wire_receipt(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body), events, n, &receipt);
 	for (int i = 0; i < receipt.nverdicts; i++)
 	{
-		SmVerdict  *v = &receipt.verdicts[i];
+		char	   *line = psprintf("%d %s <%s> %s", receipt.verdicts[i].event,
+									receipt.verdicts[i].conflict ? "conflict" : "rejected",
+									receipt.verdicts[i].detail,
+									receipt.verdicts[i].current ? receipt.verdicts[i].current : "-");
 
-		verdicts = accumArrayResult(verdicts,
-									CStringGetTextDatum(psprintf("%d %s <%s> %s", v->event,
-																 v->conflict ? "conflict" : "rejected",
-																 v->detail,
-																 v->current ? v->current : "-")),
-									false, TEXTOID, CurrentMemoryContext);
+		verdicts = accumArrayResult(verdicts, CStringGetTextDatum(line), false, TEXTOID,
+									CurrentMemoryContext);
 	}
 	if (ok == (receipt.error[0] != '\0'))
 		elog(ERROR, "result and error differ");
