@@ -42,4 +42,66 @@
 #error "softmobile needs PostgreSQL 15 or later"
 #endif
 
+/* The sequence's WAL record and the relation's files changed names in 16. */
+#if PG_VERSION_NUM >= 160000
+#define SM_XL_SEQ_LOCATOR	locator
+#define SM_RD_LOCATOR		rd_locator
+#else
+#define SM_XL_SEQ_LOCATOR	node
+#define SM_RD_LOCATOR		rd_node
+#endif
+
+/* The virtual transaction id moved into a struct of its own in 17. */
+#if PG_VERSION_NUM >= 170000
+#define SM_MY_LXID			(MyProc->vxid.lxid)
+#define SM_LOCK_BACKEND(l)	((l)->vxid.procNumber)
+#define SM_LOCK_LXID(l)		((l)->vxid.localTransactionId)
+#else
+#define SM_MY_LXID			(MyProc->lxid)
+#define SM_LOCK_BACKEND(l)	((l)->backend)
+#define SM_LOCK_LXID(l)		((l)->lxid)
+#endif
+
+/*
+ * 15 has no public look-up of a setting's record; the record itself stays where
+ * it is for the life of the process.
+ */
+#if PG_VERSION_NUM < 160000 && defined(GUC_TABLES_H)
+static inline struct config_generic *
+find_option(const char *name, bool create_placeholders, bool skip_errors, int elevel)
+{
+	struct config_generic **settings = get_guc_variables();
+
+	for (int i = GetNumConfigOptions() - 1; i >= 0; i--)
+		if (pg_strcasecmp(settings[i]->name, name) == 0)
+			return settings[i];
+	return NULL;
+}
+#endif
+
+/* Named wait events of extensions came with 17. */
+#if PG_VERSION_NUM < 170000
+#define WaitEventExtensionNew(name) PG_WAIT_EXTENSION
+#endif
+
+/* Invalid databases, left by an interrupted DROP DATABASE, came with 15.4. */
+#if defined(PG_DATABASE_H) && !defined(DATCONNLIMIT_INVALID_DB)
+#define database_is_invalid_form(form) false
+#endif
+
+/* Checks of ownership and privilege became one function for all classes in 16. */
+#if PG_VERSION_NUM < 160000
+#define object_ownercheck(classid, objectid, roleid) \
+	(AssertMacro((classid) == DatabaseRelationId), \
+	 pg_database_ownercheck(objectid, roleid))
+#define object_aclcheck(classid, objectid, roleid, mode) \
+	(AssertMacro((classid) == DatabaseRelationId), \
+	 pg_database_aclcheck(objectid, roleid, mode))
+#endif
+
+/* The mark of a function that does not return became a prefix in 18. */
+#ifndef pg_noreturn
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 #endif							/* SM_COMPAT_H */

@@ -72,20 +72,20 @@ extern int64 sm_wire_size(const SmBody *body);
 extern const char *sm_wire_encoding(const SmBody *body);
 
 /* What central said of one event that it neither took nor had already. */
-typedef struct SmVerdict
+typedef struct SmEventVerdict
 {
 	int			event;			/* index into the batch */
 	bool		conflict;		/* else rejected */
 	char	   *detail;			/* '' when central gave none */
 	char	   *current;		/* what central holds, jsonb text; or NULL */
-} SmVerdict;
+} SmEventVerdict;
 
 typedef struct SmReceipt
 {
 	int			accepted;
 	int			duplicates;
 	int			nverdicts;
-	SmVerdict  *verdicts;
+	SmEventVerdict  *verdicts;
 	char		error[256];		/* '' or "no receipt: ..." */
 } SmReceipt;
 

@@ -309,7 +309,7 @@ compare_id_to_event(const void *key, const void *element, void *arg)
 
 /* One element of results; NULL if it is fine, else what is wrong. */
 static const char *
-read_verdict(const JsonbValue *element, SmVerdict *verdict, const SmEvent *events, int n,
+read_verdict(const JsonbValue *element, SmEventVerdict *verdict, const SmEvent *events, int n,
 			 const int *by_id, bool *named, MemoryContext destination)
 {
 	JsonbContainer *object;
@@ -381,7 +381,7 @@ read_receipt(JsonbContainer *root, const SmEvent *events, int n, SmReceipt *out,
 	if (out->nverdicts == 0)
 		return NULL;
 
-	out->verdicts = MemoryContextAllocZero(destination, out->nverdicts * sizeof(SmVerdict));
+	out->verdicts = MemoryContextAllocZero(destination, out->nverdicts * sizeof(SmEventVerdict));
 	named = palloc0(n * sizeof(bool));
 	by_id = palloc(n * sizeof(int));
 	for (int i = 0; i < n; i++)

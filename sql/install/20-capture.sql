@@ -1,0 +1,566 @@
+/*
+ * Capture: reasons, branches, lanes, attached tables.
+ */
+
+CREATE FUNCTION softmobile.set_reason(reason text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'softmobile_set_reason';
+COMMENT ON FUNCTION softmobile.set_reason(text) IS
+'Sets the reason of the rest of this transaction. Argument: at least 5 characters after trimming, at most 2000 bytes, no control characters. Errors: 22004 NULL, 22023 unusable, 23514 too short.';
+
+CREATE FUNCTION softmobile.current_reason() RETURNS text
+LANGUAGE c STABLE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'softmobile_current_reason';
+COMMENT ON FUNCTION softmobile.current_reason() IS
+'The reason that a change would carry now, trimmed; NULL when there is none. A row''s own reason column is not looked at.';
+
+CREATE FUNCTION softmobile.capture() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_capture';
+COMMENT ON FUNCTION softmobile.capture() IS
+'Trigger of attached tables: writes the outbox event of a changed row. Errors: 23514 reason missing, 23503 branch unknown (softmobile.unknown_branch = refuse).';
+
+CREATE FUNCTION softmobile.refuse_truncate() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_refuse_truncate';
+COMMENT ON FUNCTION softmobile.refuse_truncate() IS 'Trigger of attached tables: refuses TRUNCATE (0A000).';
+
+CREATE FUNCTION softmobile.refuse_change() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_refuse_change';
+COMMENT ON FUNCTION softmobile.refuse_change() IS 'Trigger of the log: refuses UPDATE, DELETE and TRUNCATE to everyone (42501).';
+
+CREATE FUNCTION softmobile.lanes_changed() RETURNS void
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_lanes_changed';
+COMMENT ON FUNCTION softmobile.lanes_changed() IS 'Internal: makes all backends read branches, lanes and segments anew once this transaction commits.';
+
+CREATE FUNCTION softmobile.captures_changed() RETURNS void
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_captures_changed';
+COMMENT ON FUNCTION softmobile.captures_changed() IS 'Internal: makes all backends read attached tables anew once this transaction commits.';
+
+CREATE FUNCTION softmobile.poke() RETURNS void
+LANGUAGE c AS 'MODULE_PATHNAME', 'softmobile_poke';
+COMMENT ON FUNCTION softmobile.poke() IS 'Wakes this database''s worker when this transaction commits. Nothing happens where softmobile is not preloaded.';
+
+CREATE FUNCTION softmobile.url_problem(url text) RETURNS text
+LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'softmobile_url_problem';
+COMMENT ON FUNCTION softmobile.url_problem(text) IS 'What keeps a text from being a central_url; NULL: nothing.';
+
+CREATE FUNCTION softmobile.capture_existing(relation regclass, from_block bigint, to_block bigint, actor text, reason text) RETURNS bigint
+LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'softmobile_capture_existing';
+COMMENT ON FUNCTION softmobile.capture_existing(regclass, bigint, bigint, text, text) IS
+'Internal, for the worker: queues the rows in blocks from_block to to_block - 1 as they are now, for attach(initial => ''snapshot''). Returns the number of events.';
+
+-- The log refuses every change, to its owner too and in replica mode.
+DO $$
+DECLARE
+	t regclass;
+BEGIN
+	FOREACH t IN ARRAY '{softmobile.outbox_event, softmobile.outbox_event_1, softmobile.outbox_event_2, softmobile.outbox_event_3, softmobile.outbox_event_4}'::regclass[] LOOP
+		EXECUTE format('CREATE TRIGGER refuse_row_change BEFORE UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION softmobile.refuse_change()', t);
+		EXECUTE format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION softmobile.refuse_change()', t);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse_row_change, ENABLE ALWAYS TRIGGER refuse_truncate', t);
+	END LOOP;
+END
+$$;
+
+/* Audit. */
+
+CREATE FUNCTION softmobile.record_audit(action text, branch text, reason text, events bigint, ids uuid[], details jsonb, asked_by text) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	INSERT INTO softmobile.audit (action, branch_id, reason, events, ids, details, current_user_name)
+	VALUES (action, branch, reason, events, ids, details, asked_by)
+	RETURNING id;
+END;
+COMMENT ON FUNCTION softmobile.record_audit(text, text, text, bigint, uuid[], jsonb, text) IS
+'Internal: writes a row of sync_audit. asked_by: the role that was current when the user called.';
+
+/* Lanes. */
+
+CREATE FUNCTION softmobile.add_lanes(branch text, epoch integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	word text;
+	new_lane integer;
+BEGIN
+	FOREACH word IN ARRAY '{HIGH, NORMAL, LOW}'::text[] LOOP
+		new_lane := nextval('softmobile.outbox_lane_lane_id_seq');
+		INSERT INTO softmobile.outbox_lane (lane_id, branch_id, priority, epoch_no, log_id)
+		VALUES (new_lane, branch, word, epoch, new_lane);
+		EXECUTE format('CREATE SEQUENCE softmobile.%I CACHE 1 OWNED BY softmobile.outbox_lane.lane_id', 'lane_' || new_lane || '_seq');
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION softmobile.add_lanes(text, integer) IS 'Internal: adds the three lanes of a branch (NULL: of the unregistered) in an epoch, with their sequences.';
+
+CREATE FUNCTION softmobile.add_branch_lanes(branch text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	current_epoch integer := (SELECT max(e.epoch_no) FROM softmobile.outbox_epoch e WHERE e.registered);
+BEGIN
+	IF NOT EXISTS (SELECT FROM softmobile.outbox_lane l WHERE l.branch_id = branch AND l.epoch_no = current_epoch) THEN
+		PERFORM softmobile.add_lanes(branch, current_epoch);
+	END IF;
+	-- What was captured for this branch before it had lanes of its own.
+	INSERT INTO softmobile.outbox_lane (branch_id, priority, epoch_no, log_id)
+	SELECT branch, u.priority, u.epoch_no, u.lane_id
+	FROM softmobile.outbox_lane u
+	WHERE u.branch_id IS NULL
+		AND NOT EXISTS (SELECT FROM softmobile.outbox_lane l WHERE l.branch_id = branch AND l.log_id = u.lane_id);
+	PERFORM softmobile.lanes_changed();
+END
+$$;
+COMMENT ON FUNCTION softmobile.add_branch_lanes(text) IS
+'Internal: gives a branch its lanes in the current epoch, and lanes that deliver what was captured for it while it was unregistered.';
+
+CREATE FUNCTION softmobile.open_epoch(why text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	-- Seconds since 2020, doubled: a database restored from a dump gets a number above all that the dump holds.
+	base integer := greatest(2 * extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00')::bigint,
+							 (SELECT coalesce(max(e.epoch_no) + 1, 0) FROM softmobile.outbox_epoch e));
+	b text;
+BEGIN
+	base := base + base % 2;
+	INSERT INTO softmobile.outbox_epoch (epoch_no, epoch, registered, why)
+	VALUES (base, gen_random_uuid(), false, why), (base + 1, gen_random_uuid(), true, why);
+	PERFORM softmobile.add_lanes(NULL, base);
+	FOR b IN SELECT branch_id FROM softmobile.branch ORDER BY branch_id LOOP
+		PERFORM softmobile.add_branch_lanes(b);
+	END LOOP;
+	PERFORM softmobile.lanes_changed();
+	PERFORM softmobile.poke();
+	RETURN base + 1;
+END
+$$;
+COMMENT ON FUNCTION softmobile.open_epoch(text) IS
+'Internal: begins a new generation of lanes for all branches; the older lanes drain first. why: kept with the epoch.';
+
+-- Lane numbers of this installation begin where no dump's can reach: two for each second since 2020.
+SELECT setval('softmobile.outbox_lane_lane_id_seq', 2 * extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00')::bigint);
+SELECT softmobile.open_epoch('installed');
+
+/* Branches. */
+
+CREATE FUNCTION softmobile.register_branch(branch_id text, name text, central_url text DEFAULT NULL, active boolean DEFAULT true, receipts text DEFAULT 'required') RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	problem text;
+BEGIN
+	branch_id := btrim(branch_id);
+	IF branch_id IS NULL OR octet_length(branch_id) NOT BETWEEN 1 AND 100 OR branch_id ~ '[[:cntrl:]]' THEN
+		RAISE EXCEPTION 'branch id cannot be used'
+			USING ERRCODE = 'invalid_parameter_value', DETAIL = 'A branch id has 1 to 100 bytes and no control characters.',
+				HINT = 'Use the value that stands in the branch column of the captured tables.';
+	END IF;
+	IF name IS NULL OR btrim(name) = '' THEN
+		RAISE EXCEPTION 'branch "%" needs a name', branch_id
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Give the name that people know the branch by.';
+	END IF;
+	IF receipts IS NULL OR receipts NOT IN ('required', 'none') THEN
+		RAISE EXCEPTION 'unknown value "%" for receipts', receipts
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use ''required'', or ''none'' for a sink that answers an empty 2xx.';
+	END IF;
+	problem := softmobile.url_problem(nullif(central_url, ''));
+	IF problem IS NOT NULL THEN
+		RAISE EXCEPTION 'invalid central_url for branch "%"', branch_id
+			USING ERRCODE = 'invalid_parameter_value', DETAIL = problem,
+				HINT = 'Use the base URL of the central server, such as https://central.example/softmobile.';
+	END IF;
+
+	-- The worker, which registers unknown branches, tries this lock and never waits for it.
+	PERFORM pg_advisory_xact_lock(softmobile.branch_lock_class(), hashtext(branch_id));
+	INSERT INTO softmobile.branch AS b (branch_id, name, central_url, active, receipts, registered_by)
+	VALUES (branch_id, btrim(name), nullif(central_url, ''), coalesce(active, true), receipts, softmobile.calling_role())
+	ON CONFLICT ON CONSTRAINT branch_pkey DO UPDATE
+	SET name = excluded.name, central_url = excluded.central_url, active = excluded.active, receipts = excluded.receipts;
+	PERFORM softmobile.add_branch_lanes(branch_id);
+	PERFORM softmobile.record_audit('register_branch', branch_id, softmobile.current_reason(), NULL, NULL,
+		jsonb_build_object('name', btrim(name), 'central_url', central_url, 'active', active, 'receipts', receipts), softmobile.calling_role());
+	PERFORM softmobile.poke();
+END
+$$;
+
+CREATE FUNCTION softmobile.branch_lock_class() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1936878957;
+COMMENT ON FUNCTION softmobile.branch_lock_class() IS 'Internal: first key of the advisory locks on branch ids.';
+
+CREATE FUNCTION softmobile.calling_role() RETURNS text
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'softmobile_calling_role';
+COMMENT ON FUNCTION softmobile.calling_role() IS 'Internal: the role that the session acts as, not changed by SECURITY DEFINER.';
+COMMENT ON FUNCTION softmobile.register_branch(text, text, text, boolean, text) IS
+'Registers a branch or changes a registered one (also: active => false switches its delivery off, true on). central_url NULL: the setting of that name; receipts ''none'': an empty 2xx settles. Errors: 22023.';
+
+CREATE FUNCTION softmobile.register_unknown_branches(branches text[]) RETURNS text[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	b text;
+	done text[] := '{}';
+BEGIN
+	FOREACH b IN ARRAY branches LOOP
+		CONTINUE WHEN NOT pg_try_advisory_xact_lock(softmobile.branch_lock_class(), hashtext(b));
+		INSERT INTO softmobile.branch (branch_id, name, registered_by) VALUES (b, b, 'first sight')
+		ON CONFLICT DO NOTHING;
+		PERFORM softmobile.add_branch_lanes(b);
+		done := done || b;
+	END LOOP;
+	RETURN done;
+END
+$$;
+COMMENT ON FUNCTION softmobile.register_unknown_branches(text[]) IS
+'Internal, for the worker: registers branches met in rows (name = id) and gives them lanes. Returns those done; one that a user is just registering is left for later.';
+
+/* Attached tables. */
+
+CREATE FUNCTION softmobile.default_priority(entity_type text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+RETURN CASE
+	WHEN lower(entity_type) IN ('sale', 'sale_line', 'sale_item', 'sale_return', 'return', 'purchase_return', 'inventory', 'inventory_movement',
+		'stock_move', 'repair', 'repair_order', 'repair_order_part', 'user', 'role', 'permission') THEN 'HIGH'
+	WHEN lower(entity_type) IN ('store', 'backup', 'draft') THEN 'LOW'
+	ELSE 'NORMAL' END;
+COMMENT ON FUNCTION softmobile.default_priority(text) IS
+'Priority of an entity type whose attach() names none: sales, inventory movements, repairs, returns, users, roles and permissions HIGH; stores, backups and drafts LOW; all others NORMAL (original platform and operating procedure).';
+
+CREATE FUNCTION softmobile.entity_flag(entity_type text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+RETURN CASE
+	WHEN lower(entity_type) ~ '^(sale|purchase)(_|$)' OR lower(entity_type) = 'return' THEN 'purchases_sales'
+	WHEN lower(entity_type) ~ '^transfer(_|$)' OR lower(entity_type) = 'stock_move' THEN 'transfers'
+	ELSE 'hybrid_prep' END;
+COMMENT ON FUNCTION softmobile.entity_flag(text) IS 'Which of the settings softmobile.enable_* switches the capture of an entity type.';
+
+CREATE FUNCTION softmobile.check_column(relation regclass, column_name name, purpose text) RETURNS int2
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	found int2 := (SELECT a.attnum FROM pg_attribute a
+				   WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped);
+BEGIN
+	IF found IS NULL THEN
+		RAISE EXCEPTION 'column "%" of table % does not exist', column_name, relation
+			USING ERRCODE = 'undefined_column', DETAIL = format('It was named as %s.', purpose),
+				HINT = 'The table has: ' || (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+					FROM pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped) || '.';
+	END IF;
+	RETURN found;
+END
+$$;
+COMMENT ON FUNCTION softmobile.check_column(regclass, name, text) IS 'Internal: number of a column; 42703 with the table''s columns as hint.';
+
+CREATE FUNCTION softmobile.cover(root regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	t record;
+BEGIN
+	FOR t IN
+		WITH RECURSIVE tree (relid) AS (
+			SELECT root::oid
+			UNION
+			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+		SELECT c.oid::regclass AS relation, c.relkind IN ('r', 'p') AS is_table
+		FROM tree JOIN pg_class c ON c.oid = tree.relid
+	LOOP
+		CONTINUE WHEN NOT t.is_table;
+		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relation AND g.tgfoid = 'softmobile.capture()'::regprocedure) THEN
+			EXECUTE format('CREATE TRIGGER softmobile_capture AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION softmobile.capture()', t.relation);
+		END IF;
+		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relation AND g.tgfoid = 'softmobile.refuse_truncate()'::regprocedure) THEN
+			EXECUTE format('CREATE TRIGGER softmobile_refuse_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION softmobile.refuse_truncate()', t.relation);
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION softmobile.cover(regclass) IS 'Internal: creates the missing triggers on an attached table, its partitions and inheritance children.';
+
+CREATE FUNCTION softmobile.attach(
+	"table" regclass,
+	entity_type text,
+	key text[] DEFAULT NULL,
+	branch_column name DEFAULT NULL,
+	priority text DEFAULT NULL,
+	require_reason boolean DEFAULT true,
+	reason_column name DEFAULT NULL,
+	folio_column name DEFAULT NULL,
+	amount_column name DEFAULT NULL,
+	initial text DEFAULT 'none',
+	branch_fallback_column name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	rel pg_class;
+	ancestor regclass;
+	columns name[] := '{}';
+	branches name[] := array_remove(ARRAY[branch_column, branch_fallback_column], NULL);
+	numbers int2[];
+	entity softmobile.outbox_entity;
+	k text;
+BEGIN
+	SELECT c.* INTO rel FROM pg_class c WHERE c.oid = "table";
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'there is no table to attach'
+			USING ERRCODE = 'undefined_table', HINT = 'Name an existing table, such as ''public.ventas''.';
+	END IF;
+	IF rel.relkind NOT IN ('r', 'p') THEN
+		RAISE EXCEPTION '% is not a table', "table"
+			USING ERRCODE = 'wrong_object_type',
+				DETAIL = CASE rel.relkind WHEN 'v' THEN 'It is a view.' WHEN 'm' THEN 'It is a materialized view.' WHEN 'f' THEN 'It is a foreign table.'
+					WHEN 'S' THEN 'It is a sequence.' ELSE 'It is something else.' END,
+				HINT = 'Attach the ordinary or partitioned table that holds the rows.';
+	END IF;
+	IF rel.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'pg_toast'::regnamespace) THEN
+		RAISE EXCEPTION '% is a system table', "table"
+			USING ERRCODE = 'insufficient_privilege', HINT = 'Attach the application''s own tables.';
+	END IF;
+	IF rel.relnamespace = 'softmobile'::regnamespace THEN
+		RAISE EXCEPTION '% belongs to softmobile itself', "table"
+			USING ERRCODE = 'insufficient_privilege', HINT = 'Attach the application''s own tables.';
+	END IF;
+	IF rel.relpersistence <> 'p' THEN
+		RAISE EXCEPTION '% is not a permanent table', "table"
+			USING ERRCODE = 'wrong_object_type', DETAIL = 'Rows of temporary and unlogged tables do not survive a crash, but their events would.',
+				HINT = 'Use ALTER TABLE ... SET LOGGED, or attach a permanent table.';
+	END IF;
+
+	-- Waits for running writers: none of them may still write to the lanes of before.
+	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', "table");
+
+	IF EXISTS (SELECT FROM softmobile.captured_table c WHERE c.relation = "table") THEN
+		RAISE EXCEPTION '% is already attached', "table"
+			USING ERRCODE = 'duplicate_object', HINT = format('To change how it is captured, call softmobile.detach(%L) first.', "table"::text);
+	END IF;
+	WITH RECURSIVE up (relid) AS (
+		SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = "table"
+		UNION
+		SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.relid)
+	SELECT c.relation INTO ancestor FROM up JOIN softmobile.captured_table c ON c.relation = up.relid LIMIT 1;
+	IF ancestor IS NOT NULL THEN
+		RAISE EXCEPTION '% is already captured through %', "table", ancestor
+			USING ERRCODE = 'duplicate_object', HINT = 'Partitions and inheritance children follow their root.';
+	END IF;
+	IF rel.relispartition THEN
+		RAISE EXCEPTION '% is a partition', "table"
+			USING ERRCODE = 'wrong_object_type',
+				HINT = format('Attach the partitioned table %s; its partitions follow.', (SELECT pg_partition_root("table")::text));
+	END IF;
+
+	IF entity_type IS NULL OR entity_type !~ '^[A-Za-z][A-Za-z0-9_-]{0,62}$' THEN
+		RAISE EXCEPTION 'entity type "%" cannot be used', coalesce(entity_type, 'NULL')
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use letters, digits, _ and -, beginning with a letter, at most 63, such as ''sale''.';
+	END IF;
+	IF upper(priority) NOT IN ('HIGH', 'NORMAL', 'LOW') THEN
+		RAISE EXCEPTION 'unknown priority "%"', priority
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use HIGH, NORMAL or LOW.';
+	END IF;
+	IF initial IS NULL OR initial NOT IN ('none', 'snapshot') THEN
+		RAISE EXCEPTION 'unknown value "%" for initial', initial
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use ''none'', or ''snapshot'' to queue the rows that are there.';
+	END IF;
+
+	IF key IS NULL THEN
+		SELECT array_agg(a.attname ORDER BY p.n) INTO key
+		FROM pg_index i, unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, n)
+			JOIN pg_attribute a ON a.attrelid = "table" AND a.attnum = p.attnum
+		WHERE i.indrelid = "table" AND i.indisprimary;
+		IF key IS NULL THEN
+			RAISE EXCEPTION '% has no primary key', "table"
+				USING ERRCODE = 'invalid_table_definition', DETAIL = 'Without a key nobody could tell which entity an event is about.',
+					HINT = format('Add a primary key, or name the columns: softmobile.attach(%L, %L, key => ARRAY[...]).', "table"::text, entity_type);
+		END IF;
+	ELSIF cardinality(key) = 0 OR array_position(key, NULL) IS NOT NULL THEN
+		RAISE EXCEPTION 'the key of % names no column', "table"
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave the key out to use the primary key.';
+	END IF;
+
+	FOREACH k IN ARRAY key LOOP
+		numbers := numbers || softmobile.check_column("table", k, 'key');
+	END LOOP;
+	FOREACH k IN ARRAY branches LOOP
+		numbers := numbers || softmobile.check_column("table", k, 'branch column');
+	END LOOP;
+	IF reason_column IS NOT NULL THEN
+		numbers := numbers || softmobile.check_column("table", reason_column, 'reason column');
+	END IF;
+	IF folio_column IS NOT NULL THEN
+		numbers := numbers || softmobile.check_column("table", folio_column, 'folio column');
+	END IF;
+	IF amount_column IS NOT NULL THEN
+		numbers := numbers || softmobile.check_column("table", amount_column, 'amount column');
+		IF (SELECT coalesce(nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = "table" AND a.attname = amount_column) <> ALL ('{int2, int4, int8, float4, float8, numeric}'::regtype[]::oid[]) THEN
+			RAISE EXCEPTION 'amount column "%" of % is not a number', amount_column, "table"
+				USING ERRCODE = 'datatype_mismatch', HINT = 'Name a column of type numeric, integer, bigint, real or double precision.';
+		END IF;
+	END IF;
+
+	SELECT e.* INTO entity FROM softmobile.outbox_entity e WHERE e.entity_type = entity_type FOR UPDATE;
+	IF NOT FOUND THEN
+		INSERT INTO softmobile.outbox_entity AS e (entity_type, priority, flag)
+		VALUES (entity_type, coalesce(upper(priority), softmobile.default_priority(entity_type)), softmobile.entity_flag(entity_type))
+		RETURNING e.* INTO entity;
+	ELSIF upper(priority) <> entity.priority THEN
+		IF EXISTS (SELECT FROM softmobile.captured_table c WHERE c.entity_no = entity.entity_no) THEN
+			RAISE EXCEPTION 'entity type "%" has priority %', entity_type, entity.priority
+				USING ERRCODE = 'invalid_parameter_value', DETAIL = 'An entity''s events share one lane, so all tables of an entity type have one priority.',
+					HINT = format('Use priority => %L, or another entity type.', entity.priority);
+		END IF;
+		-- Events of this type may still wait in the old lane: what comes now goes into an epoch that is sent after them.
+		UPDATE softmobile.outbox_entity e SET priority = upper(priority) WHERE e.entity_no = entity.entity_no;
+		PERFORM softmobile.open_epoch(format('priority of %s changed', entity_type));
+	END IF;
+
+	INSERT INTO softmobile.captured_table (relation, entity_no, key_columns, branch_columns, reason_column, folio_column, amount_column,
+		require_reason, column_numbers, attached_by)
+	VALUES ("table", entity.entity_no, key::name[], branches, reason_column, folio_column, amount_column,
+		coalesce(require_reason, true), numbers, softmobile.calling_role());
+	PERFORM softmobile.captures_changed();
+	PERFORM softmobile.cover("table");
+
+	IF initial = 'snapshot' THEN
+		INSERT INTO softmobile.outbox_snapshot (relation, end_block, root, actor, reason)
+		WITH RECURSIVE tree (relid) AS (
+			SELECT "table"::oid
+			UNION
+			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+		SELECT c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint, "table", softmobile.calling_role(), softmobile.current_reason()
+		FROM tree JOIN pg_class c ON c.oid = tree.relid
+		WHERE c.relkind = 'r' AND pg_relation_size(c.oid) > 0;
+		PERFORM softmobile.poke();
+	END IF;
+	PERFORM softmobile.record_audit('attach', NULL, softmobile.current_reason(), NULL, NULL,
+		jsonb_build_object('table', "table"::text, 'entity_type', entity_type), softmobile.calling_role());
+END
+$$;
+COMMENT ON FUNCTION softmobile.attach(regclass, text, text[], name, text, boolean, name, name, name, text, name) IS
+'Captures a table from now on. key: columns of the entity_id (default: primary key); branch_column, else branch_fallback_column, else softmobile.branch_id names the branch; priority HIGH, NORMAL or LOW (default by entity type); initial ''snapshot'' also queues the rows that are there, LOW. Waits for running writers of the table. Errors: 42710 attached already, 42809 not a permanent table, 42501 system table, 42703 column, 22023 value, 42P16 no key.';
+
+CREATE FUNCTION softmobile.detach("table" regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	t record;
+BEGIN
+	DELETE FROM softmobile.captured_table c WHERE c.relation = "table";
+	IF NOT FOUND THEN
+		RAISE EXCEPTION '% is not attached', "table"
+			USING ERRCODE = 'undefined_object', HINT = 'SELECT relation FROM softmobile.captured_table lists the attached tables.';
+	END IF;
+	DELETE FROM softmobile.outbox_snapshot s WHERE s.root = "table";
+	PERFORM softmobile.captures_changed();
+	FOR t IN
+		WITH RECURSIVE tree (relid) AS (
+			SELECT "table"::oid
+			UNION
+			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+		SELECT g.tgname, g.tgrelid::regclass AS relation
+		FROM tree JOIN pg_trigger g ON g.tgrelid = tree.relid
+		WHERE g.tgparentid = 0 AND g.tgfoid IN ('softmobile.capture()'::regprocedure, 'softmobile.refuse_truncate()'::regprocedure)
+	LOOP
+		EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.relation);
+	END LOOP;
+	PERFORM softmobile.record_audit('detach', NULL, softmobile.current_reason(), NULL, NULL,
+		jsonb_build_object('table', "table"::text), softmobile.calling_role());
+END
+$$;
+COMMENT ON FUNCTION softmobile.detach(regclass) IS 'Ends the capture of a table; events that are there already are delivered. Error: 42704 not attached.';
+
+/* DDL on attached tables. */
+
+CREATE FUNCTION softmobile.follow_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	root regclass;
+BEGIN
+	FOR root IN
+		WITH RECURSIVE up (relid) AS (
+			SELECT d.objid FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass
+			UNION
+			SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.relid)
+		SELECT c.relation FROM up JOIN softmobile.captured_table c ON c.relation = up.relid
+	LOOP
+		PERFORM softmobile.follow_renames(root);
+		PERFORM softmobile.cover(root);
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION softmobile.follow_ddl() IS 'Event trigger: new partitions and inheritance children of attached tables get their triggers, renamed columns are followed, dropping a column that capture needs is refused.';
+
+CREATE FUNCTION softmobile.follow_renames(root regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	c softmobile.captured_table;
+	was name[];
+	now_called name[];
+	gone name;
+BEGIN
+	SELECT * INTO c FROM softmobile.captured_table t WHERE t.relation = root;
+	was := c.key_columns || c.branch_columns || array_remove(ARRAY[c.reason_column, c.folio_column, c.amount_column], NULL);
+	-- A name that still exists is right, whatever its number: numbers change in a restore.
+	IF NOT EXISTS (SELECT FROM unnest(was) AS w (name)
+				   WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = root AND a.attname = w.name AND a.attnum > 0)) THEN
+		RETURN;
+	END IF;
+	SELECT array_agg(coalesce(same.attname, moved.attname) ORDER BY w.n),
+		max(w.name) FILTER (WHERE same.attname IS NULL AND moved.attname IS NULL)
+	INTO now_called, gone
+	FROM unnest(was) WITH ORDINALITY AS w (name, n)
+		LEFT JOIN pg_attribute same ON same.attrelid = root AND same.attname = w.name AND same.attnum > 0
+		LEFT JOIN pg_attribute moved ON moved.attrelid = root AND moved.attnum = c.column_numbers[w.n] AND NOT moved.attisdropped;
+	IF gone IS NOT NULL THEN
+		RAISE EXCEPTION 'cannot drop column "%" of %: softmobile captures by it', gone, root
+			USING ERRCODE = 'dependent_objects_still_exist', HINT = format('Call softmobile.detach(%L) first, and attach the table again without that column.', root::text);
+	END IF;
+	UPDATE softmobile.captured_table t SET
+		key_columns = now_called[1:cardinality(c.key_columns)],
+		branch_columns = now_called[cardinality(c.key_columns) + 1:cardinality(c.key_columns) + cardinality(c.branch_columns)],
+		reason_column = now_called[array_position(was, c.reason_column)],
+		folio_column = now_called[array_position(was, c.folio_column)],
+		amount_column = now_called[array_position(was, c.amount_column)]
+	WHERE t.relation = root;
+	PERFORM softmobile.captures_changed();
+END
+$$;
+COMMENT ON FUNCTION softmobile.follow_renames(regclass) IS 'Internal: finds the columns that capture needs again after ALTER TABLE. Error: 2BP01 when one was dropped.';
+
+CREATE FUNCTION softmobile.follow_drop() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	gone regclass;
+BEGIN
+	-- While the extension itself goes, its tables are gone already.
+	IF to_regclass('softmobile.captured_table') IS NULL THEN
+		RETURN;
+	END IF;
+	FOR gone IN
+		DELETE FROM softmobile.captured_table c
+		USING pg_event_trigger_dropped_objects() d
+		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.relation AND d.objsubid = 0
+		RETURNING c.relation
+	LOOP
+		DELETE FROM softmobile.outbox_snapshot s WHERE s.root = gone;
+		PERFORM softmobile.captures_changed();
+	END LOOP;
+	DELETE FROM softmobile.outbox_snapshot s
+	USING pg_event_trigger_dropped_objects() d
+	WHERE d.classid = 'pg_class'::regclass AND d.objid = s.relation AND d.objsubid = 0;
+END
+$$;
+COMMENT ON FUNCTION softmobile.follow_drop() IS 'Event trigger: a dropped table is no longer attached; its events are delivered all the same.';
+
+CREATE EVENT TRIGGER softmobile_follow_ddl ON ddl_command_end
+	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA')
+	EXECUTE FUNCTION softmobile.follow_ddl();
+COMMENT ON EVENT TRIGGER softmobile_follow_ddl IS 'Keeps the capture of attached tables complete when their partitions, children and columns change.';
+CREATE EVENT TRIGGER softmobile_follow_drop ON sql_drop EXECUTE FUNCTION softmobile.follow_drop();
+COMMENT ON EVENT TRIGGER softmobile_follow_drop IS 'Forgets attached tables that are dropped.';

@@ -1,0 +1,104 @@
+/*
+ * What users see of the queue.
+ *
+ * An event's status is derived: it is an exception; or its number is settled; or
+ * it is a member of its lane's failed batch; or it waits.  Each arm of
+ * sync_outbox has a constant status, so that WHERE status = ... runs one arm.
+ */
+
+CREATE VIEW softmobile.outbox_lane_state AS
+SELECT l.lane_id, l.branch_id, l.priority, l.epoch_no, l.log_id, l.closed, l.status, l.batch, l.batch_key, l.attempt_count,
+	l.first_attempt_at, l.last_attempt_at, l.next_attempt_at, l.error_message,
+	t.seqs IS NULL AS folded,
+	l.settled + coalesce(t.seqs, '{}'::int8multirange) AS settled_all,
+	CASE WHEN l.status = 'failed' THEN l.batch - (l.settled + coalesce(t.seqs, '{}'::int8multirange)) ELSE '{}'::int8multirange END AS failed
+FROM softmobile.outbox_lane l
+	LEFT JOIN LATERAL (
+		SELECT range_agg(b.members) AS seqs
+		FROM softmobile.outbox_batch b
+		WHERE b.lane_id = l.lane_id AND b.batch_id > l.settled_batch) AS t ON true;
+COMMENT ON VIEW softmobile.outbox_lane_state IS 'Lanes with the whole of what is settled (the ledger''s tail included) and the members of the failed batch.';
+
+CREATE INDEX outbox_batch_by_lane ON softmobile.outbox_batch (lane_id, batch_id);
+
+-- The lanes of unregistered branches deliver nothing themselves: what is in them counts in the lanes of the branches,
+-- and until its branch has some, it waits.
+CREATE VIEW softmobile.sync_outbox AS
+SELECT x.id, x.branch_id, t.entity_type, x.entity_id,
+	CASE x.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END AS operation,
+	x.payload, x.reason, x.actor,
+	CASE WHEN x.state = 'failed' THEN 'FAILED' WHEN x.state = 'queued' THEN 'PENDING' ELSE 'SENT' END AS status,
+	t.priority, x.attempt_count, x.last_attempt_at, x.error_message,
+	x.kind = 'conflict' AND x.state IN ('failed', 'queued') AS conflict_flag, x.created_at, x.updated_at
+FROM softmobile.outbox_exception x JOIN softmobile.outbox_entity t USING (entity_no)
+UNION ALL
+SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
+	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
+	e.payload, e.reason, e.actor, 'FAILED', t.priority, l.attempt_count, l.last_attempt_at, l.error_message,
+	false, e.created_at, coalesce(l.last_attempt_at, e.created_at)
+FROM softmobile.outbox_lane_state l
+	CROSS JOIN LATERAL unnest(l.failed) AS r (seqs)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < coalesce(upper(r.seqs), 9223372036854775807)
+	JOIN softmobile.outbox_entity t USING (entity_no)
+WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
+UNION ALL
+SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
+	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
+	e.payload, e.reason, e.actor, 'PENDING', t.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
+FROM softmobile.outbox_lane_state l
+	CROSS JOIN LATERAL unnest('{[1,)}'::int8multirange - l.settled_all - l.failed) AS r (seqs)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < coalesce(upper(r.seqs), 9223372036854775807)
+	JOIN softmobile.outbox_entity t USING (entity_no)
+WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
+UNION ALL
+SELECT e.id, e.branch_id, t.entity_type, e.entity_id,
+	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
+	e.payload, e.reason, e.actor, 'PENDING', t.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
+FROM softmobile.outbox_lane u
+	JOIN softmobile.outbox_event e ON e.lane_id = u.lane_id
+	JOIN softmobile.outbox_entity t USING (entity_no)
+WHERE u.branch_id IS NULL
+	AND NOT EXISTS (SELECT FROM softmobile.outbox_lane l WHERE l.branch_id = e.branch_id AND l.log_id = u.lane_id)
+UNION ALL
+SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
+	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
+	e.payload, e.reason, e.actor, 'SENT', t.priority, b.attempt_count, b.last_attempt_at, NULL::text, false, e.created_at, b.settled_at
+FROM softmobile.outbox_lane_state l
+	CROSS JOIN LATERAL unnest(l.settled_all) AS r (seqs)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < upper(r.seqs)
+	JOIN softmobile.outbox_entity t USING (entity_no)
+	LEFT JOIN LATERAL (
+		SELECT g.attempt_count, g.last_attempt_at, g.settled_at
+		FROM softmobile.outbox_batch g
+		WHERE g.lane_id = l.lane_id AND g.last_seq >= e.seq AND g.members @> e.seq
+		ORDER BY g.last_seq, g.batch_id LIMIT 1) AS b ON true
+WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
+	AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = l.lane_id AND x.seq = e.seq);
+COMMENT ON VIEW softmobile.sync_outbox IS 'Every event with its delivery status: PENDING, FAILED (error_message says why; offline: no link) or SENT. Cannot be edited: call sync_outbox_retry(), requeue_failed_outbox_entries() or resend().';
+COMMENT ON COLUMN softmobile.sync_outbox.attempt_count IS 'Attempts of the batch that the event is in; of a rejected event, its rejections.';
+COMMENT ON COLUMN softmobile.sync_outbox.conflict_flag IS 'Central holds another version of the row; see sync_conflicts.';
+
+CREATE VIEW softmobile.sync_outbox_stats AS
+SELECT o.branch_id, o.entity_type, o.priority,
+	count(*) AS total,
+	count(*) FILTER (WHERE o.status = 'PENDING') AS pending,
+	count(*) FILTER (WHERE o.status = 'FAILED') AS failed,
+	count(*) FILTER (WHERE o.conflict_flag) AS conflicts,
+	max(o.updated_at) AS latest_update,
+	min(o.created_at) FILTER (WHERE o.status = 'PENDING') AS oldest_pending,
+	max(o.updated_at) FILTER (WHERE o.conflict_flag) AS last_conflict_at
+FROM softmobile.sync_outbox o
+GROUP BY o.branch_id, o.entity_type, o.priority;
+COMMENT ON VIEW softmobile.sync_outbox_stats IS 'The queue by branch, entity type and priority. total counts delivered events too, as long as they are kept (softmobile.retention).';
+
+CREATE VIEW softmobile.sync_history AS
+SELECT s.id, s.branch_id, s.mode, s.status, s.started_at, s.finished_at, s.triggered_by, s.error_message, s.processed_events, s.differences_detected
+FROM softmobile.sync_session s;
+COMMENT ON VIEW softmobile.sync_history IS 'Sessions of each branch: ORDER BY id DESC shows the latest first.';
+COMMENT ON COLUMN softmobile.sync_history.processed_events IS 'Events that central took in this session, those included that it had already.';
+COMMENT ON COLUMN softmobile.sync_history.differences_detected IS 'Events that central answered as conflict or rejected.';
+
+CREATE VIEW softmobile.sync_audit AS
+SELECT a.id, a.at, a.action, a.branch_id, a.reason, a.events, a.ids, a.details, a.session_user_name, a.current_user_name, a.client_addr, a.application_name
+FROM softmobile.audit a;
+COMMENT ON VIEW softmobile.sync_audit IS 'Who did what to the queue, when, from where, and for what reason.';

@@ -1,0 +1,259 @@
+/*
+ * Calls that change the queue.  Each leaves its wish in outbox_request and an
+ * audit row; the worker carries the wish out after the caller's commit, so the
+ * functions return what will happen.
+ */
+
+CREATE FUNCTION softmobile.known_branch(branch text) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF branch IS NOT NULL AND NOT EXISTS (SELECT FROM softmobile.branch b WHERE b.branch_id = branch) THEN
+		RAISE EXCEPTION 'unknown branch "%"', branch
+			USING ERRCODE = 'undefined_object',
+				HINT = coalesce('Registered are: ' || (SELECT string_agg(format('%L', b.branch_id), ', ' ORDER BY b.branch_id)
+					FROM (SELECT branch_id FROM softmobile.branch ORDER BY branch_id LIMIT 10) b) || '.',
+					'No branch is registered yet; call softmobile.register_branch().');
+	END IF;
+	RETURN branch;
+END
+$$;
+COMMENT ON FUNCTION softmobile.known_branch(text) IS 'Internal: its argument, if it is NULL or a registered branch; else 42704.';
+
+CREATE FUNCTION softmobile.required_reason(reason text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	before text := current_setting('softmobile.reason', true);
+	trimmed text;
+BEGIN
+	reason := coalesce(reason, softmobile.current_reason());
+	IF reason IS NULL THEN
+		RAISE EXCEPTION 'X-Reason required: at least 5 characters'
+			USING ERRCODE = 'check_violation', HINT = 'Pass reason => ''why'', or call softmobile.set_reason() first.';
+	END IF;
+	-- set_reason() has the rules; what was set before is set again.
+	PERFORM softmobile.set_reason(reason);
+	trimmed := current_setting('softmobile.reason');
+	PERFORM set_config('softmobile.reason', coalesce(before, ''), true);
+	RETURN trimmed;
+END
+$$;
+COMMENT ON FUNCTION softmobile.required_reason(text) IS 'Internal: the reason given, else the one in force, trimmed; errors as set_reason(), 23514 when there is none.';
+
+CREATE FUNCTION softmobile.requeue_failed_outbox_entries(branch text DEFAULT NULL, min_age interval DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	age interval := coalesce(min_age, current_setting('softmobile.retry_interval')::interval);
+	events bigint;
+BEGIN
+	IF age < interval '0' THEN
+		RAISE EXCEPTION 'min_age must not be negative'
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use interval ''0'' for all failed events.';
+	END IF;
+	PERFORM softmobile.known_branch(branch);
+	SELECT coalesce((SELECT sum(upper(r.seqs) - lower(r.seqs))
+			FROM softmobile.outbox_lane_state l CROSS JOIN LATERAL unnest(l.failed) AS r (seqs)
+			WHERE (branch IS NULL OR l.branch_id = branch) AND l.last_attempt_at <= clock_timestamp() - age), 0)
+		+ (SELECT count(*) FROM softmobile.outbox_exception x
+			WHERE x.state = 'failed' AND x.kind = 'rejected' AND (branch IS NULL OR x.branch_id = branch)
+				AND x.attempt_count < current_setting('softmobile.max_attempts')::integer
+				AND x.last_attempt_at <= clock_timestamp() - age)
+	INTO events;
+	IF events > 0 THEN
+		INSERT INTO softmobile.outbox_request (kind, branch_id, min_age, reason) VALUES ('requeue', branch, age, softmobile.current_reason());
+		PERFORM softmobile.record_audit('requeue', branch, coalesce(softmobile.current_reason(), 'Reintento automático programado'),
+			events, NULL, jsonb_build_object('min_age', age), softmobile.calling_role());
+		PERFORM softmobile.poke();
+	END IF;
+	RETURN events;
+END
+$$;
+COMMENT ON FUNCTION softmobile.requeue_failed_outbox_entries(text, interval) IS
+'Requeues failed events whose last attempt is at least min_age ago (default: softmobile.retry_interval), of a branch or of all: they become PENDING with attempt_count 0 and are tried at once. Returns how many. Takes effect after commit. Conflicts and events at softmobile.max_attempts stay. Errors: 42704 unknown branch, 22023.';
+
+CREATE FUNCTION softmobile.event_time(id uuid) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0);
+COMMENT ON FUNCTION softmobile.event_time(uuid) IS 'The millisecond in which an event was captured, which its UUIDv7 carries; finds the event through the index on created_at.';
+
+CREATE FUNCTION softmobile.sync_outbox_retry(ids uuid[], reason text DEFAULT NULL) RETURNS SETOF softmobile.sync_outbox
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	why text := softmobile.required_reason(sync_outbox_retry.reason);
+	wanted uuid[];
+	since timestamptz;
+	until timestamptz;
+	found uuid[];
+	sent uuid;
+	conflict uuid;
+	missing uuid;
+BEGIN
+	IF ids IS NULL OR cardinality(ids) = 0 OR array_position(ids, NULL) IS NOT NULL THEN
+		RAISE EXCEPTION 'no event ids given'
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'SELECT id FROM softmobile.sync_outbox WHERE status = ''FAILED'' lists what can be retried.';
+	END IF;
+	wanted := ARRAY(SELECT DISTINCT i FROM unnest(ids) AS i);
+	SELECT min(softmobile.event_time(i)), max(softmobile.event_time(i)) + interval '1 ms' INTO since, until FROM unnest(wanted) AS i;
+
+	SELECT array_agg(o.id), (array_agg(o.id) FILTER (WHERE o.status = 'SENT'))[1], (array_agg(o.id) FILTER (WHERE o.conflict_flag))[1]
+	INTO found, sent, conflict
+	FROM softmobile.sync_outbox o WHERE o.created_at >= since AND o.created_at < until AND o.id = ANY (wanted);
+	IF coalesce(cardinality(found), 0) < cardinality(wanted) THEN
+		missing := (SELECT i FROM unnest(wanted) AS i WHERE i <> ALL (coalesce(found, '{}')) LIMIT 1);
+		RAISE EXCEPTION 'there is no event %', missing
+			USING ERRCODE = 'no_data_found', HINT = 'Take the ids from softmobile.sync_outbox.';
+	END IF;
+	IF sent IS NOT NULL THEN
+		RAISE EXCEPTION 'event % has been sent', sent
+			USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Central acknowledged it.',
+				HINT = 'If central has lost it since, use softmobile.resend().';
+	END IF;
+	IF conflict IS NOT NULL THEN
+		RAISE EXCEPTION 'event % is in conflict', conflict
+			USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Central holds another version of the row.',
+				HINT = 'Resolve the conflict instead of retrying; see softmobile.sync_conflicts.';
+	END IF;
+
+	INSERT INTO softmobile.outbox_request (kind, ids, reason) VALUES ('retry', wanted, why);
+	PERFORM softmobile.record_audit('retry', NULL, why, cardinality(wanted), wanted, NULL, softmobile.calling_role());
+	PERFORM softmobile.poke();
+	RETURN QUERY
+		SELECT o.id, o.branch_id, o.entity_type, o.entity_id, o.operation, o.payload, o.reason, o.actor, 'PENDING'::text, o.priority,
+			0, NULL::timestamptz, NULL::text, false, o.created_at, clock_timestamp()
+		FROM softmobile.sync_outbox o WHERE o.created_at >= since AND o.created_at < until AND o.id = ANY (wanted)
+		ORDER BY o.created_at, o.id;
+END
+$$;
+COMMENT ON FUNCTION softmobile.sync_outbox_retry(uuid[], text) IS
+'Retries events: they become PENDING with attempt_count 0 (a failed batch as a whole) and are tried at once. reason: at least 5 characters, NULL: the one in force. Ids given twice count once. Returns the events as they will be. Takes effect after commit. Errors: 22023 no ids, P0002 unknown id, 55000 sent already (use resend()) or in conflict, 23514 no reason.';
+
+CREATE FUNCTION softmobile.resend(branch text, lane text, seqs int8multirange, reason text, epoch uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	why text := softmobile.required_reason(resend.reason);
+	target softmobile.outbox_lane_state;
+	events bigint;
+BEGIN
+	PERFORM softmobile.known_branch(branch);
+	IF branch IS NULL OR lane IS NULL OR upper(lane) NOT IN ('HIGH', 'NORMAL', 'LOW') THEN
+		RAISE EXCEPTION 'unknown lane "%" of branch "%"', lane, branch
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use high, normal or low, as verify_delivery() names them.';
+	END IF;
+	IF seqs IS NULL OR isempty(seqs) THEN
+		RAISE EXCEPTION 'no numbers to resend'
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Pass verify_delivery()''s missing_at_central.';
+	END IF;
+	SELECT l.* INTO target
+	FROM softmobile.outbox_lane_state l JOIN softmobile.outbox_epoch e USING (epoch_no)
+	WHERE l.branch_id = resend.branch AND l.priority = upper(resend.lane) AND NOT l.closed
+		AND (e.epoch = resend.epoch OR resend.epoch IS NULL AND e.registered)
+	ORDER BY l.epoch_no DESC LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'branch "%" has no such lane in epoch %', branch, epoch
+			USING ERRCODE = 'undefined_object', HINT = 'SELECT * FROM softmobile.outbox_epoch lists the epochs.';
+	END IF;
+	SELECT count(*) INTO events
+	FROM unnest(target.settled_all * seqs) AS r (part)
+		JOIN softmobile.outbox_event v ON v.lane_id = target.log_id AND v.seq >= lower(r.part) AND v.seq < upper(r.part)
+	WHERE (target.log_id = target.lane_id OR v.branch_id = resend.branch)
+		AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = target.lane_id AND x.seq = v.seq);
+	IF events > 0 THEN
+		INSERT INTO softmobile.outbox_request (kind, branch_id, lane_id, seqs, reason) VALUES ('resend', resend.branch, target.lane_id, resend.seqs, why);
+		PERFORM softmobile.record_audit('resend', resend.branch, why, events, NULL,
+			jsonb_build_object('lane', lower(lane), 'seqs', seqs::text), softmobile.calling_role());
+		PERFORM softmobile.poke();
+	END IF;
+	RETURN events;
+END
+$$;
+COMMENT ON FUNCTION softmobile.resend(text, text, int8multirange, text, uuid) IS
+'Sends delivered events again that central has lost since (a restore at headquarters). lane: high, normal or low; seqs: numbers in the lane, as verify_delivery() reports them missing; epoch NULL: the current one. Returns how many events that will be; rolled-back numbers and events no longer kept are none. Takes effect after commit. Errors: 42704, 22023, 23514.';
+
+/* For the worker. */
+
+CREATE FUNCTION softmobile.snapshot_step(blocks bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	s softmobile.outbox_snapshot;
+	upto bigint;
+	events bigint := 0;
+BEGIN
+	SELECT * INTO s FROM softmobile.outbox_snapshot ORDER BY requested_at, relation LIMIT 1;
+	IF NOT FOUND THEN
+		RETURN 0;
+	END IF;
+	upto := least(s.next_block + blocks, s.end_block);
+	IF EXISTS (SELECT FROM pg_class c WHERE c.oid = s.relation) AND s.next_block < upto THEN
+		events := softmobile.capture_existing(s.relation, s.next_block, upto, s.actor, s.reason);
+	END IF;
+	IF upto >= s.end_block THEN
+		DELETE FROM softmobile.outbox_snapshot o WHERE o.relation = s.relation;
+	ELSE
+		UPDATE softmobile.outbox_snapshot o SET next_block = upto WHERE o.relation = s.relation;
+	END IF;
+	RETURN events;
+END
+$$;
+COMMENT ON FUNCTION softmobile.snapshot_step(bigint) IS 'Internal, for the worker: queues the rows of some more blocks of a table attached with initial => ''snapshot''. Returns the number of events.';
+
+CREATE FUNCTION softmobile.empty_segment(segment integer) RETURNS void
+LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'softmobile_empty_segment';
+COMMENT ON FUNCTION softmobile.empty_segment(integer) IS 'Internal, for recycle_segments(): empties a segment of the log.';
+
+CREATE FUNCTION softmobile.recycle_segments(retention interval) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	cur softmobile.outbox_segment;
+	next_one integer;
+	old record;
+	used boolean;
+	newest timestamptz;
+	waiting boolean;
+BEGIN
+	SELECT * INTO cur FROM softmobile.outbox_segment WHERE current;
+	IF NOT FOUND THEN
+		INSERT INTO softmobile.outbox_segment (segment, current, opened_at) VALUES (1, true, now()) RETURNING * INTO cur;
+	END IF;
+
+	-- The oldest closed segment whose events are all delivered and old enough gives its disk back.
+	FOR old IN SELECT * FROM softmobile.outbox_segment s WHERE s.closed_at < now() - retention ORDER BY s.closed_at LIMIT 1 LOOP
+		EXECUTE format(
+			'SELECT EXISTS (SELECT FROM softmobile.outbox_event_%1$s e WHERE NOT EXISTS ('
+			'SELECT FROM softmobile.outbox_lane_state l WHERE l.log_id = e.lane_id AND l.branch_id IS NOT NULL'
+			' AND (l.log_id = l.lane_id OR l.branch_id = e.branch_id) AND l.settled_all @> e.seq))', old.segment) INTO waiting;
+		IF NOT waiting THEN
+			PERFORM softmobile.empty_segment(old.segment);
+			DELETE FROM softmobile.outbox_segment s WHERE s.segment = old.segment;
+			-- The ledger goes with the events that it tells of.
+			DELETE FROM softmobile.outbox_batch b WHERE b.settled_at < old.closed_at - retention
+				AND b.batch_id <= (SELECT l.settled_batch FROM softmobile.outbox_lane l WHERE l.lane_id = b.lane_id);
+			RETURN format('segment %s emptied', old.segment);
+		END IF;
+	END LOOP;
+
+	-- A new segment is opened three times in each retention, so that at most a third more than needed is kept.
+	IF cur.opened_at < now() - retention / 3 THEN
+		SELECT n INTO next_one FROM generate_series(1, 4) AS n
+		WHERE NOT EXISTS (SELECT FROM softmobile.outbox_segment s WHERE s.segment = n) ORDER BY (n - cur.segment + 4) % 4 LIMIT 1;
+		EXECUTE format('SELECT EXISTS (SELECT FROM softmobile.outbox_event_%s)', cur.segment) INTO used;
+		IF next_one IS NOT NULL AND used THEN
+			UPDATE softmobile.outbox_segment SET current = false, closed_at = now() WHERE segment = cur.segment;
+			INSERT INTO softmobile.outbox_segment (segment, current, opened_at) VALUES (next_one, true, now());
+			PERFORM softmobile.lanes_changed();
+			RETURN format('segment %s opened', next_one);
+		END IF;
+	END IF;
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION softmobile.recycle_segments(interval) IS
+'Internal, for the worker: opens a new segment of the log when the current one is old, and empties the oldest once all of its events are delivered and older than the retention. Returns what it did, or NULL. 55P03 when a segment is being read; try again.';

@@ -1,0 +1,513 @@
+/*
+ * answer.c
+ *		What becomes of a batch when its answer is there.
+ *
+ * The whole of CONTRACT's answer table is decide(); the rest carries its decision
+ * out.  A failed delivery is data: it is written to the lane's row and to the
+ * session, in one short transaction, and nothing is thrown.
+ */
+#include "postgres.h"
+
+#include "answer.h"
+#include "delivery.h"
+#include "guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* Waits after failures that end by themselves. */
+#define FIRST_BACKOFF_MS		1000
+#define LAST_BACKOFF_MS			60000
+
+/* Single events refused in a row, with none accepted, before the batch fails as a whole. */
+#define MAX_PARKED				8
+
+/* Round trips that make the next batch smaller or larger. */
+#define SLOW_REQUEST_MS			5000
+#define QUICK_REQUEST_MS		1000
+#define LEAST_EVENTS			25
+
+typedef enum Decision
+{
+	DECIDE_SETTLE,				/* the receipt (or an empty 2xx) settles it */
+	DECIDE_OFFLINE,				/* the link is down: probe it */
+	DECIDE_LATER,				/* fails, tried again after a while */
+	DECIDE_HOLD,				/* fails, tried again at the retry interval or with a new token */
+	DECIDE_HALVE,				/* too large */
+	DECIDE_UNCOMPRESSED,		/* once more without compression */
+	DECIDE_BISECT				/* some event in it is refused */
+} Decision;
+
+typedef struct Answer
+{
+	Decision	decision;
+	SmReceipt	receipt;
+	char	   *error;
+	int64		retry_after_ms; /* -1: none given */
+} Answer;
+
+/* "http NNN: detail" */
+static char *
+http_error(const SmHttpResult *result)
+{
+	char	   *detail = sm_wire_problem(result->body, result->body_len, result->content_type);
+
+	if (detail != NULL && detail[0] != '\0')
+		return psprintf("http %ld: %s", result->status, detail);
+	return psprintf("http %ld: no detail given", result->status);
+}
+
+static void
+decide_success(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
+{
+	answer->decision = DECIDE_SETTLE;
+	if (result->body_len == 0 && !batch->branch->receipts)
+	{
+		answer->receipt.accepted = batch->n;
+		return;
+	}
+	if (sm_wire_receipt(result->body, result->body_len, batch->events, batch->n, &answer->receipt))
+		return;
+	answer->decision = DECIDE_LATER;
+	answer->error = psprintf("protocol: %s", answer->receipt.error);
+}
+
+static void
+decide_status(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
+{
+	answer->error = http_error(result);
+	switch (result->status)
+	{
+		case 400:
+		case 422:
+			answer->decision = DECIDE_BISECT;
+			break;
+		case 408:
+		case 409:
+		case 425:
+		case 429:
+			answer->decision = DECIDE_LATER;
+			break;
+		case 413:
+			answer->decision = DECIDE_HALVE;
+			break;
+		case 415:
+			answer->decision = sm_wire_encoding(&batch->body) != NULL ? DECIDE_UNCOMPRESSED : DECIDE_LATER;
+			break;
+		default:
+			answer->decision = result->status >= 500 ? DECIDE_LATER : DECIDE_HOLD;
+			break;
+	}
+}
+
+/* CONTRACT's answer table. */
+static void
+decide(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
+{
+	answer->retry_after_ms = result->retry_after_ms;
+	switch (result->outcome)
+	{
+		case SM_HTTP_OFFLINE:
+			answer->decision = DECIDE_OFFLINE;
+			answer->error = "offline";
+			break;
+		case SM_HTTP_TLS:
+			answer->decision = DECIDE_LATER;
+			answer->error = psprintf("tls: %s", result->error);
+			break;
+		case SM_HTTP_PROTOCOL:
+			answer->decision = DECIDE_LATER;
+			answer->error = psprintf("protocol: %s", result->error);
+			break;
+		case SM_HTTP_UNUSABLE:
+			answer->decision = DECIDE_HOLD;
+			answer->error = psprintf("configuration: %s", result->error);
+			break;
+		case SM_HTTP_ANSWERED:
+			if (result->status >= 200 && result->status < 300)
+				decide_success(batch, result, answer);
+			else if (result->status >= 400 && result->status < 600)
+				decide_status(batch, result, answer);
+			else
+			{
+				answer->decision = DECIDE_LATER;
+				answer->error = psprintf("protocol: http %ld is neither a receipt nor an error%s", result->status,
+										 result->status / 100 == 3 ? "; redirects are not followed" : "");
+			}
+			break;
+	}
+}
+
+static const char *
+verdict_error(const SmEventVerdict *verdict)
+{
+	const char *what = verdict->conflict ? "conflict" : "rejected";
+
+	return verdict->detail[0] != '\0' ? psprintf("%s: %s", what, verdict->detail) : what;
+}
+
+/* An event that central answered one by one. */
+static void
+record_verdict(SmBatch *batch, int i, const char *kind, const char *error, const char *current)
+{
+	SmLane	   *lane = batch->lane;
+	const SmEvent *event = &batch->events[i];
+	TimestampTz now = GetCurrentTimestamp();
+	SmExceptionRow row = {.kind = kind, .error_message = error, .central_row = current, .last_attempt_at = now};
+
+	row.attempt_count = 1 + (batch->attempts ? batch->attempts[i] : 0);
+	if (strcmp(kind, "rejected") == 0 && row.attempt_count < sm_max_attempts)
+		row.next_attempt_at = TimestampTzPlusMilliseconds(now, sm_retry_interval * INT64CONST(1000));
+	if (row.next_attempt_at != 0 &&
+		(batch->branch->next_exception == 0 || row.next_attempt_at < batch->branch->next_exception))
+		batch->branch->next_exception = row.next_attempt_at;
+	if (lane == NULL)
+	{
+		sm_outbox_exception_failed(&event->id, &row);
+		return;
+	}
+	sm_outbox_add_exception(lane->lane_id, lane->log_id, &row, event->seq, batch->branch->id);
+	sm_batch_block(batch->branch, batch->entity_nos[i], event->entity_id, &event->id);
+}
+
+/* Events of a batch of exceptions that central took. */
+static void
+deliver_exceptions(SmBatch *batch, const SmReceipt *receipt)
+{
+	bool	   *refused = palloc0(sizeof(bool) * batch->n);
+
+	for (int v = 0; v < receipt->nverdicts; v++)
+		refused[receipt->verdicts[v].event] = true;
+	for (int i = 0; i < batch->n; i++)
+		if (!refused[i])
+			sm_outbox_exception_delivered(&batch->events[i].id);
+	sm_batch_forget_blocked(batch->branch);
+}
+
+static void
+write_ledger_row(SmBatch *batch, const SmReceipt *receipt, int exceptions)
+{
+	SmLane	   *lane = batch->lane;
+	SmSettlement settlement = {
+		.lane_id = lane->lane_id,
+		.members = &batch->members,
+		.idempotency_key = batch->key,
+		.events = batch->n,
+		.attempt_count = batch->attempt_count,
+		.first_attempt_at = batch->first_attempt_at,
+		.last_attempt_at = batch->last_attempt_at,
+		.accepted = receipt->accepted,
+		.duplicates = receipt->duplicates,
+		.exceptions = exceptions,
+		.session_id = batch->branch->session,
+	};
+
+	/* The set is rewritten whole: only while it is short. */
+	settlement.fold = sm_gaps_count(&lane->gaps) + list_length(lane->queue) <= 64;
+	settlement.whole = lane->marked && list_length(lane->queue) == 1;
+	sm_outbox_settle(&settlement);
+	lane->folded = settlement.fold;
+	if (settlement.whole)
+		lane->marked = lane->failed = false;
+}
+
+/* Refused single events are exceptions once another one has been accepted. */
+static void
+settle_parked(SmBranch *branch)
+{
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+	{
+		SmLane	   *lane = lfirst(lc);
+		List	   *queue = list_copy(lane->queue);
+		ListCell   *cell;
+
+		foreach(cell, queue)
+		{
+			SmBatch    *parked = lfirst(cell);
+			SmReceipt	none = {0};
+
+			if (!parked->parked || parked->refused_at >= branch->endpoint->accepted)
+				continue;
+			sm_batch_settle_asides(parked);
+			record_verdict(parked, 0, "rejected", parked->refusal, NULL);
+			write_ledger_row(parked, &none, 1 + list_length(parked->asides));
+			sm_outbox_progress(branch->session, 0, 1);
+			sm_batch_free(parked);
+		}
+		list_free(queue);
+	}
+}
+
+static void
+adapt_size(SmBranch *branch, const SmHttpResult *result)
+{
+	if (result->total_ms > SLOW_REQUEST_MS)
+		branch->max_events = Max(LEAST_EVENTS, branch->max_events / 2);
+	else if (result->total_ms < QUICK_REQUEST_MS)
+		branch->max_events = branch->max_events * 2;
+	branch->max_events = Min(branch->max_events, sm_batch_max_events);
+}
+
+static void
+settle(SmBatch *batch, const SmHttpResult *result, const SmReceipt *receipt)
+{
+	SmBranch   *branch = batch->branch;
+
+	if (batch->lane)
+		sm_batch_settle_asides(batch);
+	for (int v = 0; v < receipt->nverdicts; v++)
+	{
+		const SmEventVerdict *verdict = &receipt->verdicts[v];
+
+		record_verdict(batch, verdict->event, verdict->conflict ? "conflict" : "rejected",
+					   verdict_error(verdict), verdict->current);
+	}
+	if (batch->lane)
+		write_ledger_row(batch, receipt, receipt->nverdicts + list_length(batch->asides));
+	else
+		deliver_exceptions(batch, receipt);
+	sm_outbox_progress(branch->session, receipt->accepted + receipt->duplicates, receipt->nverdicts);
+
+	branch->endpoint->accepted += receipt->accepted + receipt->duplicates;
+	if (batch->lane)
+		batch->lane->not_before = 0;
+	adapt_size(branch, result);
+	sm_batch_free(batch);
+	settle_parked(branch);
+}
+
+/* Writes a failed attempt: the lane's row. */
+static void
+mark_failed(SmBatch *batch, const char *error, TimestampTz next)
+{
+	SmLane	   *lane = batch->lane;
+
+	if (lane == NULL)
+		return;
+	sm_outbox_fail(lane->lane_id, &batch->members, batch->key, batch->attempt_count,
+				   batch->first_attempt_at, batch->last_attempt_at, next, error);
+	lane->marked = lane->failed = true;
+}
+
+static void
+note_session_error(SmBranch *branch, const char *error)
+{
+	if (branch->session_error)
+		pfree(branch->session_error);
+	branch->session_error = MemoryContextStrdup(sm_delivery_cxt, error);
+}
+
+/* The whole branch has to wait: what failed one batch would fail the next. */
+static void
+fail_branch(SmBatch *batch, const Answer *answer)
+{
+	SmBranch   *branch = batch->branch;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz retry = TimestampTzPlusMilliseconds(now, sm_retry_interval * INT64CONST(1000));
+	TimestampTz next;
+
+	if (answer->decision == DECIDE_HOLD)
+	{
+		next = retry;
+		branch->held = true;
+	}
+	else if (answer->retry_after_ms >= 0)
+		next = TimestampTzPlusMilliseconds(now, answer->retry_after_ms);
+	else
+		next = sm_endpoint_backoff(batch->attempt_count, FIRST_BACKOFF_MS,
+								   Min(LAST_BACKOFF_MS, sm_retry_interval * 1000));
+	branch->not_before = next;
+	if (branch->requeue_at == 0)
+		branch->requeue_at = retry;
+	if (answer->decision == DECIDE_OFFLINE)
+		sm_endpoint_failed(branch->endpoint);
+	mark_failed(batch, answer->error, next);
+	note_session_error(branch, answer->error);
+	sm_delivery_end_session(branch, answer->error);
+	if (batch->lane == NULL)
+		sm_batch_free(batch);	/* its exceptions stay queued */
+	else
+		sm_batch_unbuild(batch);
+}
+
+/* No event of what was refused has been shown to be at fault: all of it waits. */
+static void
+fail_refused(SmLane *lane, const char *error)
+{
+	SmBranch   *branch = lane->branch;
+	SmBatch    *whole = NULL;
+	SmBatch    *merged;
+	SmRanges	members = {0};
+	List	   *queue = list_copy(lane->queue);
+	ListCell   *lc;
+
+	foreach(lc, queue)
+	{
+		SmBatch    *part = lfirst(lc);
+
+		if (part->refused_at < 0)
+			continue;
+		if (whole == NULL)
+			whole = part;
+		for (int i = 0; i < part->members.n; i++)
+			sm_ranges_add(&members, part->members.range[i].lo, part->members.range[i].hi);
+	}
+	merged = sm_batch_restore(lane, &members);
+	merged->attempt_count = whole->attempt_count;
+	merged->first_attempt_at = whole->first_attempt_at;
+	merged->last_attempt_at = GetCurrentTimestamp();
+	merged->refused_at = whole->refused_at;
+	strlcpy(merged->key, whole->key, sizeof(merged->key));
+	foreach(lc, queue)
+		if (((SmBatch *) lfirst(lc))->refused_at >= 0)
+			sm_batch_free(lfirst(lc));
+	sm_batch_to_front(merged);
+
+	lane->not_before = sm_endpoint_backoff(merged->attempt_count, FIRST_BACKOFF_MS, sm_probe_interval * 1000);
+	if (branch->requeue_at == 0)
+		branch->requeue_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sm_retry_interval * INT64CONST(1000));
+	mark_failed(merged, error, lane->not_before);
+	note_session_error(branch, error);
+}
+
+/* 400 and 422: find out which event it is. */
+static void
+bisect(SmBatch *batch, const char *error)
+{
+	SmBranch   *branch = batch->branch;
+	SmLane	   *lane = batch->lane;
+	int			parked = 0;
+	ListCell   *lc;
+
+	if (lane == NULL)
+	{
+		/* Exceptions have their own attempts: each is refused for itself. */
+		for (int i = 0; i < batch->n; i++)
+			record_verdict(batch, i, "rejected", error, NULL);
+		sm_batch_free(batch);
+		return;
+	}
+	if (batch->refused_at < 0)
+		batch->refused_at = branch->endpoint->accepted;
+	if (batch->n > 1)
+	{
+		sm_batch_split(batch);
+		return;
+	}
+	batch->refusal = MemoryContextStrdup(batch->cxt, error);
+	batch->parked = true;
+	if (branch->endpoint->accepted > batch->refused_at)
+	{
+		settle_parked(branch);
+		return;
+	}
+	foreach(lc, lane->queue)
+		parked += ((SmBatch *) lfirst(lc))->parked ? 1 : 0;
+	if (parked >= MAX_PARKED)
+		fail_refused(lane, error);
+}
+
+/*
+ * Single events of this lane wait for another to be accepted, and there is none
+ * left to try: the batch fails as a whole.
+ */
+void
+sm_answer_nothing_else(SmLane *lane)
+{
+	ListCell   *lc;
+
+	foreach(lc, lane->queue)
+	{
+		SmBatch    *batch = lfirst(lc);
+
+		if (batch->parked)
+		{
+			fail_refused(lane, pstrdup(batch->refusal));
+			return;
+		}
+	}
+}
+
+static void
+halve(SmBatch *batch, const char *error)
+{
+	SmBranch   *branch = batch->branch;
+
+	if (batch->n > 1 && batch->lane != NULL)
+	{
+		branch->max_events = Max(1, batch->n / 2);
+		sm_batch_split(batch);
+		return;
+	}
+	if (batch->n > 1)
+	{
+		branch->max_events = Max(1, batch->n / 2);
+		sm_batch_free(batch);	/* its exceptions stay queued */
+		return;
+	}
+	record_verdict(batch, 0, "rejected", error, NULL);
+	if (batch->lane)
+	{
+		SmReceipt	none = {0};
+
+		sm_batch_settle_asides(batch);
+		write_ledger_row(batch, &none, 1 + list_length(batch->asides));
+	}
+	sm_outbox_progress(branch->session, 0, 1);
+	sm_batch_free(batch);
+}
+
+void
+sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
+{
+	SmBranch   *branch = batch->branch;
+	Answer		answer = {0};
+
+	branch->in_flight = NULL;
+	batch->attempt_count++;
+	batch->last_attempt_at = GetCurrentTimestamp();
+	if (batch->first_attempt_at == 0)
+		batch->first_attempt_at = batch->last_attempt_at;
+
+	decide(batch, result, &answer);
+	if (answer.decision != DECIDE_OFFLINE && sm_endpoint_answered(branch->endpoint))
+		sm_delivery_link_back(branch->endpoint);
+	switch (answer.decision)
+	{
+		case DECIDE_SETTLE:
+			settle(batch, result, &answer.receipt);
+			break;
+		case DECIDE_OFFLINE:
+		case DECIDE_LATER:
+		case DECIDE_HOLD:
+			fail_branch(batch, &answer);
+			break;
+		case DECIDE_HALVE:
+			halve(batch, answer.error);
+			break;
+		case DECIDE_UNCOMPRESSED:
+			branch->endpoint->plain = true;
+			if (batch->lane)
+				sm_batch_unbuild(batch);
+			else
+				sm_batch_free(batch);
+			break;
+		case DECIDE_BISECT:
+			bisect(batch, answer.error);
+			break;
+	}
+}
+
+/* A batch that could not even be submitted (token file, URL). */
+void
+sm_answer_unsendable(SmBatch *batch, const char *error)
+{
+	Answer		answer = {.decision = DECIDE_HOLD, .error = pstrdup(error), .retry_after_ms = -1};
+
+	batch->attempt_count++;
+	batch->last_attempt_at = GetCurrentTimestamp();
+	if (batch->first_attempt_at == 0)
+		batch->first_attempt_at = batch->last_attempt_at;
+	fail_branch(batch, &answer);
+}

@@ -1,0 +1,765 @@
+/*
+ * batch.c
+ *		Putting batches together: which events, in which order, and their body.
+ *
+ * Called by delivery.c between sm_outbox_begin() and its commit; everything that
+ * one pass reads, it reads under one snapshot.  See gaps.c for why that keeps the
+ * order of an entity's events although they commit out of order.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "delivery.h"
+#include "guc.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+static const char *const lane_words[SM_PRIORITIES] = {"high", "normal", "low"};
+
+/* Bytes that bodies occupy now, in all batches. */
+static int64 body_memory = 0;
+
+int64
+sm_batch_memory(void)
+{
+	return body_memory;
+}
+
+static SmBatch *
+create_batch(SmLane *lane, SmBranch *branch)
+{
+	MemoryContext cxt = AllocSetContextCreate(sm_delivery_cxt, "softmobile batch", ALLOCSET_SMALL_SIZES);
+	SmBatch    *batch = MemoryContextAllocZero(cxt, sizeof(SmBatch));
+
+	batch->cxt = cxt;
+	batch->lane = lane;
+	batch->branch = branch;
+	batch->refused_at = -1;
+	if (!pg_strong_random(batch->trace_id, sizeof(batch->trace_id)))
+		elog(ERROR, "could not generate random values");
+	return batch;
+}
+
+static void
+enqueue(SmLane *lane, SmBatch *batch)
+{
+	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+
+	lane->queue = lappend(lane->queue, batch);
+	MemoryContextSwitchTo(caller);
+}
+
+void
+sm_batch_free(SmBatch *batch)
+{
+	sm_batch_unbuild(batch);
+	if (batch->lane)
+		batch->lane->queue = list_delete_ptr(batch->lane->queue, batch);
+	MemoryContextDelete(batch->cxt);
+}
+
+/* A batch that an earlier worker left failed or requeued. */
+SmBatch *
+sm_batch_restore(SmLane *lane, const SmRanges *members)
+{
+	SmBatch    *batch = create_batch(lane, lane->branch);
+	MemoryContext caller = MemoryContextSwitchTo(batch->cxt);
+
+	for (int i = 0; i < members->n; i++)
+		sm_ranges_append(&batch->members, members->range[i].lo, members->range[i].hi);
+	MemoryContextSwitchTo(caller);
+	enqueue(lane, batch);
+	return batch;
+}
+
+/* Blocked entities whose type and id have the same hash. */
+typedef struct BlockedEntry
+{
+	uint64		hash;
+	List	   *entities;		/* of SmBlockedEntity */
+} BlockedEntry;
+
+static uint64
+hash_entity(int entity_no, const char *entity_id)
+{
+	return hash_bytes_extended((const unsigned char *) entity_id, strlen(entity_id), entity_no);
+}
+
+/* Makes a queued batch the next of its lane. */
+void
+sm_batch_to_front(SmBatch *batch)
+{
+	SmLane	   *lane = batch->lane;
+	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+
+	lane->queue = lcons(batch, list_delete_ptr(lane->queue, batch));
+	MemoryContextSwitchTo(caller);
+}
+
+/* Notes that an entity's later events have to wait behind an exception. */
+void
+sm_batch_block(SmBranch *branch, int entity_no, const char *entity_id, const pg_uuid_t *id)
+{
+	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	uint64		hash = hash_entity(entity_no, entity_id);
+	SmBlockedEntity *blocked;
+	BlockedEntry *entry;
+	bool		found;
+
+	if (branch->blocked == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(uint64), .entrysize = sizeof(BlockedEntry), .hcxt = sm_delivery_cxt};
+
+		branch->blocked = hash_create("softmobile blocked entities", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(branch->blocked, &hash, HASH_ENTER, &found);
+	if (!found)
+		entry->entities = NIL;
+	blocked = palloc0(sizeof(SmBlockedEntity));
+	blocked->entity_no = entity_no;
+	blocked->entity_id = pstrdup(entity_id);
+	blocked->exception = *id;
+	entry->entities = lappend(entry->entities, blocked);
+	MemoryContextSwitchTo(caller);
+}
+
+/* What is blocked is read anew when the next event asks. */
+void
+sm_batch_forget_blocked(SmBranch *branch)
+{
+	HASH_SEQ_STATUS status;
+	BlockedEntry *entry;
+
+	branch->blocked_known = false;
+	if (branch->blocked == NULL)
+		return;
+	hash_seq_init(&status, branch->blocked);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		ListCell   *lc;
+
+		foreach(lc, entry->entities)
+			pfree(((SmBlockedEntity *) lfirst(lc))->entity_id);
+		list_free_deep(entry->entities);
+	}
+	hash_destroy(branch->blocked);
+	branch->blocked = NULL;
+}
+
+static const SmBlockedEntity *
+find_blocked(SmBranch *branch, int entity_no, const char *entity_id)
+{
+	ListCell   *lc;
+	BlockedEntry *entry;
+	uint64		hash;
+
+	if (!branch->blocked_known)
+	{
+		List	   *rows = sm_outbox_blocked(branch->id);
+
+		foreach(lc, rows)
+		{
+			SmBlockedEntity *row = lfirst(lc);
+
+			sm_batch_block(branch, row->entity_no, row->entity_id, &row->exception);
+		}
+		branch->blocked_known = true;
+	}
+	if (branch->blocked == NULL)
+		return NULL;
+	hash = hash_entity(entity_no, entity_id);
+	entry = hash_search(branch->blocked, &hash, HASH_FIND, NULL);
+	if (entry == NULL)
+		return NULL;
+	foreach(lc, entry->entities)
+	{
+		SmBlockedEntity *blocked = lfirst(lc);
+
+		if (blocked->entity_no == entity_no && strcmp(blocked->entity_id, entity_id) == 0)
+			return blocked;
+	}
+	return NULL;
+}
+
+/* An event is parked where a batch of its own, before this one in the queue, was refused. */
+static const SmEvent *
+find_parked(SmBatch *batch, int entity_no, const char *entity_id)
+{
+	ListCell   *lc;
+
+	if (batch->lane == NULL)
+		return NULL;
+	foreach(lc, batch->lane->queue)
+	{
+		SmBatch    *other = lfirst(lc);
+
+		if (other == batch)
+			break;
+		if (other->parked && other->n == 1 && other->entity_nos[0] == entity_no &&
+			strcmp(other->events[0].entity_id, entity_id) == 0)
+			return &other->events[0];
+	}
+	return NULL;
+}
+
+static void
+begin_body(SmBatch *batch)
+{
+	MemoryContext caller;
+	bool		plain = batch->plain || batch->branch->endpoint->plain ||
+		sm_compression == SM_COMPRESSION_NONE;
+
+	batch->body_cxt = AllocSetContextCreate(batch->cxt, "softmobile body", ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(batch->body_cxt);
+	sm_wire_begin(&batch->body, plain ? SM_WIRE_PLAIN : SM_WIRE_GZIP);
+	MemoryContextSwitchTo(caller);
+	batch->n = 0;
+	batch->size = 0;
+	batch->events = NULL;
+	batch->entity_nos = NULL;
+	batch->attempts = NULL;
+	batch->asides = NIL;
+	batch->built = true;
+}
+
+static void
+end_body(SmBatch *batch)
+{
+	SmLane	   *lane = batch->lane;
+
+	sm_wire_end(&batch->body);
+	body_memory += batch->body.out.len;
+	if (batch->n > 0)
+		sm_wire_idempotency_key(batch->key, lane ? lane->epoch : "exceptions",
+								lane ? lane_words[lane->priority] : "", batch->events, batch->n);
+}
+
+/* Gives the body's memory back; the batch stays what it is. */
+void
+sm_batch_unbuild(SmBatch *batch)
+{
+	if (!batch->built)
+		return;
+	body_memory -= batch->body.out.len;
+	sm_wire_free(&batch->body);
+	MemoryContextDelete(batch->body_cxt);
+	batch->body_cxt = NULL;
+	batch->built = false;
+	batch->events = NULL;
+	batch->entity_nos = NULL;
+	batch->asides = NIL;
+	batch->n = 0;
+}
+
+static void
+put_aside(SmBatch *batch, const SmEvent *event, const char *kind, const char *error, const pg_uuid_t *waits_for)
+{
+	MemoryContext caller = MemoryContextSwitchTo(batch->body_cxt);
+	SmAside    *aside = palloc0(sizeof(SmAside));
+
+	aside->seq = event->seq;
+	aside->kind = kind;
+	aside->error = pstrdup(error);
+	if (waits_for)
+		aside->waits_for = *waits_for;
+	batch->asides = lappend(batch->asides, aside);
+	MemoryContextSwitchTo(caller);
+}
+
+static void
+remember_event(SmBatch *batch, const SmEvent *event, int entity_no)
+{
+	MemoryContext caller = MemoryContextSwitchTo(batch->body_cxt);
+
+	if (batch->n == batch->size)
+	{
+		batch->size = Max(64, batch->size * 2);
+		if (batch->events == NULL)
+		{
+			batch->events = palloc(batch->size * sizeof(SmEvent));
+			batch->entity_nos = palloc(batch->size * sizeof(int));
+		}
+		else
+		{
+			batch->events = repalloc(batch->events, batch->size * sizeof(SmEvent));
+			batch->entity_nos = repalloc(batch->entity_nos, batch->size * sizeof(int));
+		}
+	}
+	batch->events[batch->n] = *event;
+	batch->events[batch->n].entity_id = pstrdup(event->entity_id);
+	/* the rest is in the body already */
+	batch->events[batch->n].entity_type = NULL;
+	batch->events[batch->n].branch_id = NULL;
+	batch->events[batch->n].reason = NULL;
+	batch->events[batch->n].actor = NULL;
+	batch->events[batch->n].payload = NULL;
+	batch->events[batch->n].resolution = NULL;
+	batch->entity_nos[batch->n] = entity_no;
+	batch->n++;
+	MemoryContextSwitchTo(caller);
+}
+
+/* Adds an event to the body, or puts it aside; false when the batch is full. */
+static bool
+add_event(SmBatch *batch, const SmEvent *event, int entity_no)
+{
+	SmBranch   *branch = batch->branch;
+	SmLane	   *lane = batch->lane;
+	SmEvent		sent = *event;
+	const SmBlockedEntity *blocked;
+	const SmEvent *parked;
+
+	if (batch->n > 0 &&
+		(batch->n >= branch->max_events ||
+		 batch->body.raw_len + event->payload_len > (int64) sm_batch_max_bytes * 1024))
+		return false;
+
+	blocked = find_blocked(branch, entity_no, event->entity_id);
+	parked = blocked ? NULL : find_parked(batch, entity_no, event->entity_id);
+	if (blocked || parked)
+	{
+		const pg_uuid_t *id = blocked ? &blocked->exception : &parked->id;
+		char	   *text = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+
+		put_aside(batch, event, "waiting", psprintf("waits for %s", text), id);
+		return true;
+	}
+	sent.branch_id = branch->id;
+	if (sent.entity_type == NULL)
+		sent.entity_type = "unknown";
+	if (!sm_wire_add(&batch->body, &sent, lane_words[lane->priority], lane->epoch, lane->epoch_no))
+	{
+		put_aside(batch, event, "rejected", batch->body.error, NULL);
+		sm_batch_block(branch, entity_no, event->entity_id, &event->id);
+		return true;
+	}
+	remember_event(batch, event, entity_no);
+	return true;
+}
+
+/* State of one reading of a lane's log. */
+typedef struct Reading
+{
+	SmLane	   *lane;
+	SmBatch    *batch;			/* NULL: only branches are looked for */
+	List	  **branches;		/* of char *, where batch is NULL */
+	MemoryContext cxt;			/* of what is found; events are read in a shorter one */
+	int64		expected;		/* next number, were there no gap */
+	SmRanges	found;			/* new gaps */
+	bool		holders_known;
+	SmHolders	holders;
+	bool		more;
+} Reading;
+
+/* The numbers between two visible ones that nobody has accounted for yet. */
+static bool
+note_gap_in_context(Reading *r, int64 upto)
+{
+	SmLane	   *lane = r->lane;
+	int64		at = r->expected;
+
+	while (at < upto)
+	{
+		const SmRange *known = sm_ranges_after(&lane->skip, at);
+		int64		end = known ? Min(upto, known->lo) : upto;
+
+		if (at < end)
+		{
+			if (!r->holders_known)
+			{
+				r->holders = sm_gaps_holders(lane->seqrelid);
+				r->holders_known = true;
+			}
+			if (!r->holders.complete)
+				return false;
+			if (sm_gaps_count(&lane->gaps) + r->found.n >= SM_GAPS_MAX)
+			{
+				ereport(LOG,
+						(errmsg("softmobile: lane %d has %d open gaps and waits for them", lane->lane_id, SM_GAPS_MAX),
+						 errhint("End the oldest transaction that has written to captured tables; see pg_stat_activity.xact_start and pg_prepared_xacts.")));
+				return false;
+			}
+			sm_ranges_append(&r->found, at, end);
+		}
+		at = known && known->lo < upto ? Min(known->hi, upto) : upto;
+	}
+	return true;
+}
+
+static bool
+note_gap(Reading *r, int64 upto)
+{
+	MemoryContext caller = MemoryContextSwitchTo(r->cxt);
+	bool		noted = note_gap_in_context(r, upto);
+
+	MemoryContextSwitchTo(caller);
+	return noted;
+}
+
+static bool
+read_event(const SmEvent *event, int entity_no, void *arg)
+{
+	Reading    *r = arg;
+	SmLane	   *lane = r->lane;
+	MemoryContext caller;
+
+	if (event->seq > r->expected && !note_gap(r, event->seq))
+		return false;
+	if (r->batch == NULL)
+	{
+		ListCell   *lc;
+		bool		listed = false;
+
+		foreach(lc, *r->branches)
+			listed = listed || strcmp(lfirst(lc), event->branch_id) == 0;
+		if (!listed)
+		{
+			caller = MemoryContextSwitchTo(sm_delivery_cxt);
+			*r->branches = lappend(*r->branches, pstrdup(event->branch_id));
+			MemoryContextSwitchTo(caller);
+		}
+	}
+	else if (!sm_ranges_contain(&lane->skip, event->seq) &&
+			 (lane->log_id == lane->lane_id || strcmp(event->branch_id, lane->branch->id) == 0))
+	{
+		if (!add_event(r->batch, event, entity_no))
+		{
+			r->more = true;
+			return false;
+		}
+		caller = MemoryContextSwitchTo(r->batch->cxt);
+		sm_ranges_append(&r->batch->members, event->seq, event->seq + 1);
+		MemoryContextSwitchTo(caller);
+	}
+	r->expected = event->seq + 1;
+	return true;
+}
+
+/* Everything that the snapshot shows above the cursor has been taken up to r->expected. */
+static void
+finish_reading(Reading *r)
+{
+	SmLane	   *lane = r->lane;
+
+	/* A gap that was found just before the reading stopped is found again. */
+	while (r->found.n > 0 && r->found.range[r->found.n - 1].lo >= r->expected)
+		r->found.n--;
+	if (r->found.n > 0)
+		sm_gaps_note(&lane->gaps, &r->found, &r->holders);
+	lane->cursor = r->expected - 1;
+	lane->more = r->more;
+	if (lane->skip.n > 0 && lane->skip.range[lane->skip.n - 1].hi <= r->expected)
+		sm_ranges_clear(&lane->skip);
+}
+
+static void
+fill_gaps(const SmRanges *gaps, SmRanges *visible, void *arg)
+{
+	SmLane	   *lane = arg;
+
+	sm_outbox_visible(lane->log_id, lane->log_id == lane->lane_id ? NULL : lane->branch->id, gaps, visible);
+}
+
+/* Queues numbers that came to light late, in batches of bounded size. */
+static void
+queue_late(SmLane *lane, const SmRanges *late)
+{
+	SmBatch    *batch = NULL;
+	int64		room = 0;
+
+	for (int i = 0; i < late->n; i++)
+	{
+		int64		lo = late->range[i].lo;
+
+		while (lo < late->range[i].hi)
+		{
+			MemoryContext caller;
+			int64		hi;
+
+			if (room == 0)
+			{
+				batch = create_batch(lane, lane->branch);
+				enqueue(lane, batch);
+				room = sm_batch_max_events;
+			}
+			hi = Min(late->range[i].hi, lo + room);
+			caller = MemoryContextSwitchTo(batch->cxt);
+			sm_ranges_append(&batch->members, lo, hi);
+			MemoryContextSwitchTo(caller);
+			room -= hi - lo;
+			lo = hi;
+		}
+	}
+}
+
+/* What became of the lane's open gaps, before anything later is read. */
+static void
+look_at_gaps(SmLane *lane, SmGapsFill fill, SmRanges *filled)
+{
+	SmRanges	voids = {0};
+	SmHolders	holders;
+
+	if (lane->gaps.groups == NIL)
+		return;
+	holders = sm_gaps_holders(lane->seqrelid);
+	sm_gaps_look(&lane->gaps, &holders, fill, lane, filled, &voids);
+
+	/* An unregistered lane's void numbers belong to no branch. */
+	if (voids.n == 0 || lane->log_id != lane->lane_id || lane->branch == NULL)
+		return;
+	lane->folded = sm_gaps_count(&lane->gaps) <= 64;
+	sm_outbox_void(lane->lane_id, &voids, lane->folded);
+}
+
+/*
+ * The batch of a lane that is next to be sent, or NULL when the lane has nothing
+ * to send.  Late numbers come first, then what an earlier pass has queued, then
+ * what stands above the cursor.  A batch of nothing but asides is settled here.
+ */
+SmBatch *
+sm_batch_next(SmLane *lane)
+{
+	SmRanges	late = {0};
+	ListCell   *lc;
+
+	look_at_gaps(lane, fill_gaps, &late);
+	queue_late(lane, &late);
+
+	foreach(lc, lane->queue)
+	{
+		SmBatch    *batch = lfirst(lc);
+
+		if (!batch->parked && batch != lane->branch->in_flight)
+			return batch;
+	}
+
+	for (;;)
+	{
+		Reading		r = {.lane = lane, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
+
+		r.batch = create_batch(lane, lane->branch);
+		enqueue(lane, r.batch);
+		begin_body(r.batch);
+		sm_outbox_read_after(lane->log_id, lane->cursor, read_event, &r);
+		end_body(r.batch);
+		finish_reading(&r);
+		if (r.batch->n > 0)
+			return r.batch;
+		if (r.batch->asides != NIL)
+			sm_batch_settle_asides(r.batch);
+		sm_batch_free(r.batch);
+		if (!r.more)
+			return NULL;
+	}
+}
+
+/* Looks through the lane of unregistered branches for branches (added to the list). */
+static List **discovered;
+
+static bool
+read_branch(const SmEvent *event, int entity_no, void *arg)
+{
+	return read_event(event, entity_no, arg);
+}
+
+static void
+fill_branches(const SmRanges *gaps, SmRanges *visible, void *arg)
+{
+	SmLane	   *lane = arg;
+	Reading		r = {.lane = lane, .branches = discovered, .expected = PG_INT64_MAX, .cxt = CurrentMemoryContext};
+
+	sm_outbox_visible(lane->log_id, NULL, gaps, visible);
+	if (visible->n > 0)
+		sm_outbox_read_members(lane->log_id, visible, read_branch, &r);
+}
+
+void
+sm_batch_discover(SmLane *lane, List **branches)
+{
+	Reading		r = {.lane = lane, .branches = branches, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
+	SmRanges	late = {0};
+
+	discovered = branches;
+	look_at_gaps(lane, fill_branches, &late);
+	sm_outbox_read_after(lane->log_id, lane->cursor, read_branch, &r);
+	finish_reading(&r);
+}
+
+/* Queues a batch right behind another one of its lane. */
+static void
+insert_behind(SmBatch *batch, SmBatch *next)
+{
+	SmLane	   *lane = batch->lane;
+	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+
+	for (int i = 0; i < list_length(lane->queue); i++)
+		if (list_nth(lane->queue, i) == batch)
+		{
+			lane->queue = list_insert_nth(lane->queue, i + 1, next);
+			break;
+		}
+	MemoryContextSwitchTo(caller);
+}
+
+static bool
+rebuild_event(const SmEvent *event, int entity_no, void *arg)
+{
+	SmBatch    *batch = arg;
+
+	return add_event(batch, event, entity_no);
+}
+
+/*
+ * Builds the body of a queued batch again.  Members that no longer fit are split
+ * off into a batch of their own behind this one.  False when nothing is left to
+ * send; its asides then still have to be settled.
+ */
+bool
+sm_batch_build(SmBatch *batch)
+{
+	SmRanges	taken = {0};
+	SmRanges	rest = {0};
+	MemoryContext caller;
+	int64		last = PG_INT64_MIN;
+	ListCell   *lc;
+
+	if (batch->built)
+		return batch->n > 0;
+	begin_body(batch);
+	sm_outbox_read_members(batch->lane->log_id, &batch->members, rebuild_event, batch);
+	end_body(batch);
+
+	if (batch->n > 0)
+		last = batch->events[batch->n - 1].seq;
+	foreach(lc, batch->asides)
+		last = Max(last, ((SmAside *) lfirst(lc))->seq);
+	for (int i = 0; i < batch->members.n; i++)
+	{
+		SmRange		range = batch->members.range[i];
+
+		if (range.lo <= last)
+			sm_ranges_append(&taken, range.lo, Min(range.hi, last + 1));
+		if (range.hi > last + 1)
+			sm_ranges_append(&rest, Max(range.lo, last + 1), range.hi);
+	}
+	if (rest.n > 0 && taken.n > 0)
+	{
+		SmBatch    *behind = create_batch(batch->lane, batch->branch);
+
+		caller = MemoryContextSwitchTo(behind->cxt);
+		for (int i = 0; i < rest.n; i++)
+			sm_ranges_append(&behind->members, rest.range[i].lo, rest.range[i].hi);
+		insert_behind(batch, behind);
+		MemoryContextSwitchTo(batch->cxt);
+		sm_ranges_clear(&batch->members);
+		for (int i = 0; i < taken.n; i++)
+			sm_ranges_append(&batch->members, taken.range[i].lo, taken.range[i].hi);
+		MemoryContextSwitchTo(caller);
+	}
+	return batch->n > 0;
+}
+
+/*
+ * Halves a batch of several events that was refused: this one keeps the first
+ * half, the second follows it in the queue.
+ */
+void
+sm_batch_split(SmBatch *batch)
+{
+	int64		middle = batch->events[batch->n / 2].seq;
+	SmLane	   *lane = batch->lane;
+	SmBatch    *second = create_batch(lane, batch->branch);
+	SmRanges	first = {0};
+	MemoryContext caller = CurrentMemoryContext;
+
+	for (int i = 0; i < batch->members.n; i++)
+	{
+		SmRange		range = batch->members.range[i];
+
+		if (range.lo < middle)
+		{
+			MemoryContextSwitchTo(batch->cxt);
+			sm_ranges_append(&first, range.lo, Min(range.hi, middle));
+		}
+		if (range.hi > middle)
+		{
+			MemoryContextSwitchTo(second->cxt);
+			sm_ranges_append(&second->members, Max(range.lo, middle), range.hi);
+		}
+	}
+	sm_ranges_clear(&batch->members);
+	batch->members = first;
+	second->refused_at = batch->refused_at;
+	second->plain = batch->plain;
+	MemoryContextSwitchTo(caller);
+	insert_behind(batch, second);
+	sm_batch_unbuild(batch);
+}
+
+/* The queued exceptions of a branch that can go now, or NULL. */
+SmBatch *
+sm_batch_exceptions(SmBranch *branch)
+{
+	SmExceptionEvent *rows;
+	uint64		n = sm_outbox_queued_exceptions(branch->id, branch->max_events, &rows);
+	SmBatch    *batch;
+
+	if (n == 0)
+		return NULL;
+	batch = create_batch(NULL, branch);
+	begin_body(batch);
+	batch->attempts = MemoryContextAllocZero(batch->body_cxt, sizeof(int) * n);
+	for (uint64 i = 0; i < n; i++)
+	{
+		SmLane	   *lane = NULL;
+		ListCell   *lc;
+
+		if (batch->n > 0 && batch->body.raw_len + rows[i].event.payload_len > (int64) sm_batch_max_bytes * 1024)
+			break;
+		foreach(lc, branch->lanes)
+			if (((SmLane *) lfirst(lc))->lane_id == rows[i].lane_id)
+				lane = lfirst(lc);
+		if (lane == NULL || !sm_wire_add(&batch->body, &rows[i].event, lane_words[lane->priority], lane->epoch, lane->epoch_no))
+			continue;
+		batch->attempts[batch->n] = rows[i].attempt_count;
+		remember_event(batch, &rows[i].event, rows[i].entity_no);
+	}
+	end_body(batch);
+	if (batch->n == 0)
+	{
+		sm_batch_free(batch);
+		return NULL;
+	}
+	return batch;
+}
+
+/* Records what a batch puts aside; without anything sent, its ledger row too. */
+void
+sm_batch_settle_asides(SmBatch *batch)
+{
+	SmLane	   *lane = batch->lane;
+	ListCell   *lc;
+
+	foreach(lc, batch->asides)
+	{
+		SmAside    *aside = lfirst(lc);
+		SmExceptionRow row = {.kind = aside->kind, .error_message = aside->error};
+
+		if (strcmp(aside->kind, "waiting") == 0)
+			row.waits_for = &aside->waits_for;
+		else
+			row.attempt_count = sm_max_attempts;	/* sending it again helps nobody */
+		sm_outbox_add_exception(lane->lane_id, lane->log_id, &row, aside->seq, batch->branch->id);
+	}
+	if (batch->n == 0 && batch->asides != NIL)
+	{
+		SmSettlement settlement = {.lane_id = lane->lane_id, .members = &batch->members,
+		.exceptions = list_length(batch->asides), .fold = true};
+
+		sm_outbox_settle(&settlement);
+		lane->folded = true;
+	}
+}

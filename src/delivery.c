@@ -1,0 +1,790 @@
+/*
+ * delivery.c
+ *		One pass of the worker: take answers, take requests, put the next batches
+ *		together, send them.
+ *
+ * A pass never waits.  It opens a transaction for each kind of work and has none
+ * open when it returns, so that nothing is held while sockets wait:
+ *
+ *	1. branches and lanes are read anew when they have changed;
+ *	2. answers that have arrived are carried out (answer.c), each in a transaction;
+ *	3. users' requests are applied; sync_run() callers get a manual session;
+ *	4. under one snapshot, each branch that is free gets its next batch (batch.c);
+ *	5. the WAL is flushed past everything that the snapshot showed: no event
+ *	   leaves before its commit is on disk;
+ *	6. the batches are submitted.
+ *
+ * One batch per branch is in flight, so one branch's trouble never delays
+ * another's.  Lanes of an older epoch go first, HIGH before NORMAL before LOW.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "answer.h"
+#include "compat.h"
+#include "delivery.h"
+#include "guc.h"
+#include "http.h"
+#include "miscadmin.h"
+#include "outbox.h"
+#include "process.h"
+#include "request.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* Requests in flight at once, and memory of bodies above which no batch is built. */
+#define MAX_IN_FLIGHT		32
+#define MAX_BODY_MEMORY		(24 * 1024 * 1024)
+
+/* Longest answer that is read: a receipt can refuse every event of a batch. */
+#define MAX_RECEIPT			(8 * 1024 * 1024)
+#define MAX_PROBE_ANSWER	65536
+
+/* Waits between looks when nothing else calls for one. */
+#define IDLE_MS				5000
+#define OPEN_GAP_MS			1000
+#define PRESSING_MS			5
+
+#define AUTOMATIC_REASON	"Sincronización automática"
+
+MemoryContext sm_delivery_cxt = NULL;
+
+static Oid	extension_oid = InvalidOid;
+static int	in_flight = 0;
+static bool snapshots_left = true;	/* tables attached with initial => 'snapshot' */
+
+/* What a request that is no batch was for. */
+typedef struct Probe
+{
+	bool		is_probe;		/* first, to tell it from a batch */
+	SmEndpoint *endpoint;
+	SmBranch   *branch;			/* checked for a sync_run(); NULL: the link's own probe */
+} Probe;
+
+static List *probes = NIL;
+
+void
+sm_delivery_init(Oid extension)
+{
+	sm_delivery_cxt = AllocSetContextCreate(TopMemoryContext, "softmobile delivery", ALLOCSET_DEFAULT_SIZES);
+	extension_oid = extension;
+}
+
+static void
+begin(void)
+{
+	if (!sm_outbox_begin(extension_oid))
+		sm_process_leave(SM_VERDICT_LEFT);
+}
+
+/* --- sessions --- */
+
+static void
+open_session(SmBranch *branch, bool manual, const char *user, const char *reason)
+{
+	branch->session = sm_outbox_open_session(branch->id, manual, user, reason);
+	branch->manual = manual;
+	branch->session_started = GetCurrentTimestamp();
+	branch->session_reason = MemoryContextStrdup(sm_delivery_cxt,
+												 reason && reason[0] ? reason : AUTOMATIC_REASON);
+}
+
+/*
+ * Ends the branch's session, if it has one, and tells those who wait for it.
+ * Within a transaction; the callers are told after its commit.
+ */
+static List *finished = NIL;	/* of Finished */
+
+typedef struct Finished
+{
+	SmRequestTicket *ticket;
+	int64		session;
+	char	   *error;
+} Finished;
+
+static void
+finish_ticket(SmRequestTicket *ticket, int64 session, const char *error)
+{
+	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	Finished   *done = palloc0(sizeof(Finished));
+
+	done->ticket = ticket;
+	done->session = session;
+	done->error = error ? pstrdup(error) : NULL;
+	finished = lappend(finished, done);
+	MemoryContextSwitchTo(caller);
+}
+
+void
+sm_delivery_end_session(SmBranch *branch, const char *error)
+{
+	ListCell   *lc;
+
+	if (branch->session == 0)
+		return;
+	sm_outbox_close_session(branch->session, error);
+	foreach(lc, branch->tickets)
+		finish_ticket(lfirst(lc), branch->session, error);
+	list_free(branch->tickets);
+	branch->tickets = NIL;
+	branch->session = 0;
+	branch->manual = false;
+	branch->checked = false;
+	pfree(branch->session_reason);
+	branch->session_reason = NULL;
+	if (branch->session_error)
+		pfree(branch->session_error);
+	branch->session_error = NULL;
+}
+
+/* Commits; runs that are over are made durable before their callers are told. */
+static void
+commit(void)
+{
+	ListCell   *lc;
+
+	if (finished == NIL)
+	{
+		sm_outbox_commit();
+		return;
+	}
+	sm_outbox_commit_durably();
+	foreach(lc, finished)
+	{
+		Finished   *done = lfirst(lc);
+
+		sm_request_done(done->ticket, done->session, done->error == NULL, done->error ? done->error : "");
+		pfree(done->ticket);
+		if (done->error)
+			pfree(done->error);
+	}
+	list_free_deep(finished);
+	finished = NIL;
+}
+
+/* --- requeue --- */
+
+/* Requeues the failed batches of a branch; returns how many events that are. */
+static int64
+requeue_branch(SmBranch *branch)
+{
+	int64		events = 0;
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+	{
+		SmLane	   *lane = lfirst(lc);
+		ListCell   *cell;
+
+		if (!lane->failed)
+			continue;
+		sm_outbox_requeue(lane->lane_id);
+		lane->failed = false;
+		lane->not_before = 0;
+		foreach(cell, lane->queue)
+		{
+			SmBatch    *batch = lfirst(cell);
+
+			if (batch->attempt_count > 0)
+				events += sm_ranges_count(&batch->members);
+			batch->attempt_count = 0;
+			batch->first_attempt_at = batch->last_attempt_at = 0;
+		}
+	}
+	branch->requeue_at = 0;
+	branch->not_before = 0;
+	branch->held = false;
+	branch->drained = false;
+	return events;
+}
+
+static void
+requeue_automatically(SmBranch *branch, const char *why)
+{
+	int64		events = requeue_branch(branch);
+
+	if (events > 0)
+		sm_outbox_audit_requeue(branch->id, events, why);
+}
+
+/* The link is up again: what failed for it goes at once. */
+void
+sm_delivery_link_back(SmEndpoint *endpoint)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		if (branch->endpoint == endpoint && branch->in_flight == NULL)
+			requeue_automatically(branch, "the link is back");
+	}
+}
+
+/* Batches and exceptions whose automatic retry is due. */
+static void
+requeue_what_is_due(TimestampTz now)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		if (branch->in_flight != NULL)
+			continue;
+		if (branch->requeue_at != 0 && branch->requeue_at <= now)
+		{
+			requeue_automatically(branch, "the retry interval has passed");
+			branch->force = true;
+		}
+		if (branch->next_exception != 0 && branch->next_exception <= now)
+		{
+			int64		events = sm_outbox_requeue_exceptions(branch->id, -1);
+
+			if (events > 0)
+				sm_outbox_audit_requeue(branch->id, events, "the retry interval has passed");
+			branch->next_exception = sm_outbox_next_exception(branch->id);
+			branch->exceptions_idle = false;
+			branch->drained = false;
+		}
+	}
+}
+
+/* --- users' requests --- */
+
+static void
+apply_requeue(const SmRequestRow *row)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		if (row->branch != NULL && strcmp(row->branch, branch->id) != 0)
+			continue;
+		(void) sm_outbox_requeue_exceptions(branch->id, row->min_age_us);
+		branch->exceptions_idle = false;
+		branch->drained = false;
+		if (branch->in_flight == NULL)
+			(void) requeue_branch(branch);
+		branch->force = true;
+	}
+}
+
+/* Retry of certain events: exceptions among them, and the batches that hold the rest. */
+static void
+apply_retry(const SmRequestRow *row)
+{
+	ListCell   *lc;
+
+	(void) sm_outbox_retry_exceptions(row->ids);
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		branch->exceptions_idle = false;
+		branch->drained = false;
+		if (branch->in_flight == NULL && sm_outbox_batch_holds(branch->id, row->ids))
+		{
+			(void) requeue_branch(branch);
+			branch->force = true;
+		}
+	}
+}
+
+static void
+apply_resend(const SmRequestRow *row)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+		ListCell   *cell;
+
+		foreach(cell, branch->lanes)
+		{
+			SmLane	   *lane = lfirst(cell);
+			SmRanges	seqs;
+
+			if (lane->lane_id != row->lane_id)
+				continue;
+			seqs = sm_outbox_resend(lane->lane_id, &row->seqs);
+			if (seqs.n > 0)
+				(void) sm_batch_restore(lane, &seqs);
+			branch->drained = false;
+		}
+	}
+}
+
+static void
+apply_requests(void)
+{
+	List	   *rows = sm_outbox_take_requests();
+	ListCell   *lc;
+
+	foreach(lc, rows)
+	{
+		SmRequestRow *row = lfirst(lc);
+
+		if (strcmp(row->kind, "requeue") == 0)
+			apply_requeue(row);
+		else if (strcmp(row->kind, "retry") == 0)
+			apply_retry(row);
+		else
+			apply_resend(row);
+	}
+}
+
+/* A sync_run(): everything of the branch is tried now, in a session of its own. */
+static void
+take_run(const SmRequestTicket *taken)
+{
+	SmBranch   *branch = sm_registry_find(taken->branch);
+	SmRequestTicket *ticket = MemoryContextAlloc(sm_delivery_cxt, sizeof(SmRequestTicket));
+	MemoryContext caller;
+	ListCell   *lc;
+
+	*ticket = *taken;
+	if (branch == NULL || !branch->active)
+	{
+		finish_ticket(ticket, 0, branch == NULL ? "the branch is not registered" : "the branch is not active");
+		return;
+	}
+	if (!branch->manual)
+	{
+		sm_delivery_end_session(branch, branch->session_error);
+		open_session(branch, true, ticket->user, ticket->reason);
+	}
+	caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	branch->tickets = lappend(branch->tickets, ticket);
+	MemoryContextSwitchTo(caller);
+	sm_request_running(ticket, branch->session);
+	branch->force = true;
+	branch->not_before = 0;
+	branch->drained = false;
+	branch->checked = false;
+	branch->exceptions_idle = false;
+	foreach(lc, branch->lanes)
+		((SmLane *) lfirst(lc))->not_before = 0;
+	if (branch->endpoint == NULL)
+		sm_delivery_end_session(branch, "softmobile.central_url is not set");
+}
+
+/* --- sending --- */
+
+/*
+ * Flushes the WAL past all that is visible now.  An insertion pointer at the very
+ * beginning of a page points behind the page's header, where nothing has been
+ * written yet.
+ */
+static void
+flush_wal(void)
+{
+	XLogRecPtr	end = GetXLogInsertRecPtr();
+
+	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		end -= SizeOfXLogShortPHD;
+	else if (XLogSegmentOffset(end, wal_segment_size) == SizeOfXLogLongPHD)
+		end -= SizeOfXLogLongPHD;
+	XLogFlush(end);
+}
+
+static bool
+submit(SmBatch *batch, const char *token)
+{
+	SmBranch   *branch = batch->branch;
+	char		traceparent[SM_WIRE_TRACEPARENT_LEN];
+	SmHttpRequest request = {
+		.method = "POST",
+		.url = psprintf("%s/events", branch->endpoint->url),
+		.body = batch->body.out.data,
+		.body_len = batch->body.out.len,
+		.content_type = "application/cloudevents-batch+json; charset=UTF-8",
+		.content_encoding = sm_wire_encoding(&batch->body),
+		.bearer = token,
+		.idempotency_key = batch->key,
+		.reason = branch->session_reason,
+		.traceparent = traceparent,
+		.connect_timeout_ms = sm_connect_timeout,
+		.request_timeout_ms = sm_request_timeout,
+		.max_response = MAX_RECEIPT,
+		.tag = batch,
+	};
+
+	sm_wire_traceparent(traceparent, batch->trace_id);
+	return sm_http_submit(&request);
+}
+
+static bool
+submit_probe(SmEndpoint *endpoint, SmBranch *branch)
+{
+	MemoryContext caller;
+	Probe	   *probe = MemoryContextAllocZero(sm_delivery_cxt, sizeof(Probe));
+	char	   *token;
+	SmHttpRequest request = {
+		.method = "GET",
+		.url = psprintf("%s/health", endpoint->url),
+		.connect_timeout_ms = sm_connect_timeout,
+		.request_timeout_ms = sm_request_timeout,
+		.max_response = MAX_PROBE_ANSWER,
+		.tag = probe,
+	};
+
+	(void) sm_endpoint_token(&token);
+	request.bearer = token;
+	probe->is_probe = true;
+	probe->endpoint = endpoint;
+	probe->branch = branch;
+	if (!sm_http_submit(&request))
+	{
+		pfree(probe);
+		return false;
+	}
+	caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	probes = lappend(probes, probe);
+	MemoryContextSwitchTo(caller);
+	return true;
+}
+
+/* Nothing is left to send: the session is over, unless its link has yet to be checked. */
+static void
+branch_is_drained(SmBranch *branch)
+{
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+		sm_answer_nothing_else(lfirst(lc));
+	branch->drained = true;
+	branch->force = false;
+	if (branch->session == 0)
+		return;
+	if (branch->manual && !branch->checked && branch->session_error == NULL)
+	{
+		if (!branch->checking)
+			branch->checking = submit_probe(branch->endpoint, branch);
+		return;
+	}
+	sm_delivery_end_session(branch, branch->session_error);
+}
+
+/* The next batch of a branch, built; NULL when there is none now. */
+static SmBatch *
+pick_batch(SmBranch *branch, TimestampTz now)
+{
+	ListCell   *lc;
+	int			stuck_epoch = INT_MAX;
+	SmBatch    *batch;
+
+	if (!branch->exceptions_idle)
+	{
+		batch = sm_batch_exceptions(branch);
+		if (batch != NULL)
+			return batch;
+		branch->exceptions_idle = true;
+	}
+	foreach(lc, branch->lanes)
+	{
+		SmLane	   *lane = lfirst(lc);
+
+		if (lane->epoch_no > stuck_epoch)
+			break;				/* what is older goes first */
+		while ((batch = sm_batch_next(lane)) != NULL)
+		{
+			if (lane->not_before > now)
+				break;
+			if (sm_batch_build(batch))
+				return batch;
+			sm_batch_settle_asides(batch);
+			sm_batch_free(batch);
+		}
+		if (lane->queue != NIL)
+			stuck_epoch = lane->epoch_no;
+	}
+	return NULL;
+}
+
+static bool
+may_send(SmBranch *branch, TimestampTz now)
+{
+	if (branch->endpoint == NULL || !branch->active || branch->in_flight != NULL || branch->checking)
+		return false;
+	if (branch->force)
+		return true;
+	return branch->not_before <= now && !branch->endpoint->down;
+}
+
+/* Chooses batches for all free branches; returns those to submit. */
+static List *
+pick_batches(TimestampTz now)
+{
+	List	   *batches = NIL;
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+		SmBatch    *batch;
+
+		if (in_flight + list_length(batches) >= MAX_IN_FLIGHT || sm_batch_memory() > MAX_BODY_MEMORY)
+			break;
+		if (!may_send(branch, now))
+			continue;
+		if (branch->session != 0 && !branch->manual &&
+			TimestampDifferenceExceeds(branch->session_started, now, sm_sync_interval * 1000))
+			sm_delivery_end_session(branch, branch->session_error);
+		batch = pick_batch(branch, now);
+		if (batch == NULL)
+		{
+			branch_is_drained(branch);
+			continue;
+		}
+		branch->drained = false;
+		if (branch->session == 0)
+			open_session(branch, false, "softmobile worker", NULL);
+		branch->in_flight = batch;
+		batches = lappend(batches, batch);
+	}
+	/* The branches that were served first this time come last the next time. */
+	if (list_length(sm_delivery_branches) > 1 && batches != NIL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
+		SmBranch   *first = linitial(sm_delivery_branches);
+
+		sm_delivery_branches = lappend(list_delete_first(sm_delivery_branches), first);
+		MemoryContextSwitchTo(caller);
+	}
+	return batches;
+}
+
+static void
+submit_batches(List *batches)
+{
+	ListCell   *lc;
+	char	   *token;
+	const char *problem;
+
+	if (batches == NIL)
+		return;
+	flush_wal();
+	problem = sm_endpoint_token(&token);
+	foreach(lc, batches)
+	{
+		SmBatch    *batch = lfirst(lc);
+
+		batch->branch->force = false;
+		if (problem == NULL && submit(batch, token))
+		{
+			in_flight++;
+			continue;
+		}
+		batch->branch->in_flight = NULL;
+		begin();
+		sm_answer_unsendable(batch, problem ? problem : "configuration: no further request is possible");
+		commit();
+	}
+}
+
+/* --- answers --- */
+
+static void
+handle_probe(Probe *probe, const SmHttpResult *result)
+{
+	SmEndpoint *endpoint = probe->endpoint;
+	bool		answered = result->outcome == SM_HTTP_ANSWERED || result->outcome == SM_HTTP_PROTOCOL;
+	SmBranch   *branch = probe->branch;
+
+	endpoint->probing = false;
+	begin();
+	if (!answered)
+		sm_endpoint_failed(endpoint);
+	else if (sm_endpoint_answered(endpoint))
+		sm_delivery_link_back(endpoint);
+	if (branch != NULL)
+	{
+		branch->checking = false;
+		branch->checked = true;
+		if (!answered && branch->session != 0)
+			sm_delivery_end_session(branch, result->outcome == SM_HTTP_OFFLINE ? "offline" :
+									psprintf("%s: %s", result->outcome == SM_HTTP_TLS ? "tls" : "configuration", result->error));
+		branch->drained = false;
+		branch->force = answered;
+	}
+	commit();
+	probes = list_delete_ptr(probes, probe);
+	pfree(probe);
+}
+
+static bool
+take_answers(void)
+{
+	SmHttpResult result;
+	bool		any = false;
+
+	sm_http_run();
+	while (sm_http_next_result(&result))
+	{
+		any = true;
+		if (list_member_ptr(probes, result.tag))
+			handle_probe(result.tag, &result);
+		else
+		{
+			in_flight--;
+			begin();
+			sm_answer_handle(result.tag, &result);
+			commit();
+		}
+	}
+	return any;
+}
+
+static void
+send_probes(TimestampTz now)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmEndpoint *endpoint = ((SmBranch *) lfirst(lc))->endpoint;
+
+		if (endpoint != NULL && sm_endpoint_probe_due(endpoint, now))
+			endpoint->probing = submit_probe(endpoint, NULL);
+	}
+}
+
+/* --- the pass --- */
+
+static void
+discover_branches(void)
+{
+	List	   *branches = NIL;
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_unregistered)
+		sm_batch_discover(lfirst(lc), &branches);
+	if (branches != NIL)
+		sm_outbox_register(branches);
+}
+
+/* A new generation of lanes where this database may use numbers twice. */
+void
+sm_delivery_check_identity(void)
+{
+	char	   *why;
+
+	begin();
+	sm_outbox_abandon_sessions();
+	why = sm_outbox_check_identity();
+	if (why != NULL)
+	{
+		sm_outbox_open_epoch(why);
+		ereport(LOG,
+				(errmsg("softmobile: opened a new epoch: this is %s", why)));
+	}
+	sm_outbox_commit_durably();
+}
+
+/* Returns true when another pass should follow at once. */
+bool
+sm_delivery_pass(void)
+{
+	TimestampTz now;
+	List	   *batches;
+	SmRequestTicket ticket;
+	bool		again;
+
+	again = take_answers();
+	now = GetCurrentTimestamp();
+
+	begin();
+	if (sm_outbox_lanes_changed())
+	{
+		sm_registry_reload();
+		again = true;
+	}
+	apply_requests();
+	discover_branches();
+	requeue_what_is_due(now);
+	while (sm_request_take(MyDatabaseId, &ticket))
+		take_run(&ticket);
+	commit();
+
+	begin();
+	batches = pick_batches(now);
+	if (snapshots_left || batches == NIL)
+		snapshots_left = sm_outbox_snapshot_step();
+	commit();
+	submit_batches(batches);
+	send_probes(now);
+	return again || snapshots_left;
+}
+
+static TimestampTz
+earlier(TimestampTz a, TimestampTz b)
+{
+	return b != 0 && b < a ? b : a;
+}
+
+/* How long the worker may wait for the next pass if nothing happens. */
+long
+sm_delivery_timeout_ms(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = TimestampTzPlusMilliseconds(now, IDLE_MS);
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+		ListCell   *cell;
+
+		if (branch->endpoint == NULL || !branch->active || branch->in_flight != NULL)
+			continue;
+		next = earlier(next, branch->requeue_at);
+		next = earlier(next, branch->next_exception);
+		if (branch->endpoint->down && !branch->endpoint->probing)
+			next = earlier(next, branch->endpoint->next_probe);
+		if (branch->not_before > now)
+			next = earlier(next, branch->not_before);
+		foreach(cell, branch->lanes)
+		{
+			SmLane	   *lane = lfirst(cell);
+
+			if (lane->not_before > now)
+				next = earlier(next, lane->not_before);
+			if (lane->gaps.groups != NIL && !branch->endpoint->down)
+				next = earlier(next, TimestampTzPlusMilliseconds(now, sm_gaps_pressing(&lane->gaps) ? PRESSING_MS : OPEN_GAP_MS));
+		}
+	}
+	foreach(lc, sm_delivery_unregistered)
+	{
+		SmLane	   *lane = lfirst(lc);
+
+		if (lane->gaps.groups != NIL)
+			next = earlier(next, TimestampTzPlusMilliseconds(now, sm_gaps_pressing(&lane->gaps) ? PRESSING_MS : OPEN_GAP_MS));
+	}
+	return TimestampDifferenceMilliseconds(now, next);
+}
+
+/* A new token: what was held for the old one is tried at once. */
+void
+sm_delivery_token_changed(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		if (!branch->held)
+			continue;
+		branch->held = false;
+		branch->not_before = 0;
+		branch->drained = false;
+	}
+}

@@ -1,0 +1,202 @@
+/*
+ * endpoint.c
+ *		Central servers: is the link up, when to look again, as whom to speak.
+ *
+ * Worker's memory only; no transaction, no lock.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/pg_prng.h"
+#include "delivery.h"
+#include "guc.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* First wait before a probe; doubles up to softmobile.probe_interval. */
+#define FIRST_PROBE_MS		500
+
+/* A token is a line of text, not a file of any size. */
+#define TOKEN_MAX			8192
+
+static List *endpoints = NIL;
+
+SmEndpoint *
+sm_endpoint_find(const char *url)
+{
+	MemoryContext caller;
+	SmEndpoint *endpoint;
+	ListCell   *lc;
+	char	   *base = pstrdup(url);
+
+	for (size_t len = strlen(base); len > 0 && base[len - 1] == '/'; len--)
+		base[len - 1] = '\0';
+	foreach(lc, endpoints)
+	{
+		endpoint = lfirst(lc);
+		if (strcmp(endpoint->url, base) == 0)
+			return endpoint;
+	}
+	caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	endpoint = palloc0(sizeof(SmEndpoint));
+	endpoint->url = pstrdup(base);
+	endpoints = lappend(endpoints, endpoint);
+	MemoryContextSwitchTo(caller);
+	return endpoint;
+}
+
+/*
+ * When to try again after so many failures: exponential from first_ms up to
+ * cap_ms, somewhere in the upper half, so that branches that lost the link
+ * together do not come back together.
+ */
+TimestampTz
+sm_endpoint_backoff(int failures, int first_ms, int cap_ms)
+{
+	double		ms = Min((double) cap_ms, first_ms * pow(2, Min(failures, 30)));
+
+	ms *= 0.5 + 0.5 * pg_prng_double(&pg_global_prng_state);
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ms);
+}
+
+/* The link is down: probe it from now on. */
+void
+sm_endpoint_failed(SmEndpoint *endpoint)
+{
+	if (!endpoint->down)
+	{
+		endpoint->down = true;
+		endpoint->down_since = GetCurrentTimestamp();
+		endpoint->probes = 0;
+		ereport(LOG,
+				(errmsg("softmobile: link to %s is down", endpoint->url),
+				 errdetail("Events wait; the link is probed at most %d seconds apart.", sm_probe_interval)));
+	}
+	endpoint->next_probe = sm_endpoint_backoff(endpoint->probes, FIRST_PROBE_MS, sm_probe_interval * 1000);
+	endpoint->probes++;
+}
+
+/* Any answer shows that the link is up; true when it was down. */
+bool
+sm_endpoint_answered(SmEndpoint *endpoint)
+{
+	if (!endpoint->down)
+		return false;
+	endpoint->down = false;
+	ereport(LOG,
+			(errmsg("softmobile: link to %s is back after %ld seconds", endpoint->url,
+					(long) ((GetCurrentTimestamp() - endpoint->down_since) / USECS_PER_SEC))));
+	return true;
+}
+
+bool
+sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now)
+{
+	return endpoint->down && !endpoint->probing && endpoint->next_probe <= now;
+}
+
+/* What of a file shows that it was replaced or written. */
+typedef struct FileMark
+{
+	bool		there;
+	dev_t		dev;
+	ino_t		ino;
+	off_t		size;
+	struct timespec mtime;
+	struct timespec ctime;
+} FileMark;
+
+static FileMark token_mark;
+static char *token_path = NULL;
+
+static FileMark
+mark_file(const char *path)
+{
+	struct stat st;
+	FileMark	mark = {0};
+
+	if (path[0] != '\0' && stat(path, &st) == 0)
+	{
+		mark.there = true;
+		mark.dev = st.st_dev;
+		mark.ino = st.st_ino;
+		mark.size = st.st_size;
+		mark.mtime = st.st_mtim;
+		mark.ctime = st.st_ctim;
+	}
+	return mark;
+}
+
+static bool
+same_mark(const FileMark *a, const FileMark *b)
+{
+	return a->there == b->there && a->dev == b->dev && a->ino == b->ino && a->size == b->size &&
+		a->mtime.tv_sec == b->mtime.tv_sec && a->mtime.tv_nsec == b->mtime.tv_nsec &&
+		a->ctime.tv_sec == b->ctime.tv_sec && a->ctime.tv_nsec == b->ctime.tv_nsec;
+}
+
+/* True when softmobile.auth_token_file is another file than at the last call. */
+bool
+sm_endpoint_token_changed(void)
+{
+	FileMark	mark = mark_file(sm_auth_token_file);
+	bool		changed = token_path != NULL &&
+		(strcmp(token_path, sm_auth_token_file) != 0 || !same_mark(&mark, &token_mark));
+
+	if (token_path == NULL || changed)
+	{
+		if (token_path)
+			pfree(token_path);
+		token_path = MemoryContextStrdup(sm_delivery_cxt, sm_auth_token_file);
+		token_mark = mark;
+	}
+	return changed;
+}
+
+/*
+ * Reads the bearer token (NULL: none is set).  Returns what is wrong, or NULL.
+ * Neither the token nor the path is part of the message: both end up in views.
+ */
+const char *
+sm_endpoint_token(char **token)
+{
+	struct stat st;
+	char		buf[TOKEN_MAX + 1];
+	const char *problem = NULL;
+	ssize_t		len = 0;
+	int			fd;
+
+	*token = NULL;
+	if (sm_auth_token_file[0] == '\0')
+		return NULL;
+	fd = OpenTransientFile(sm_auth_token_file, O_RDONLY | PG_BINARY | O_NONBLOCK);
+	if (fd < 0)
+		return errno == ENOENT ? "token: the file does not exist" : "token: the file cannot be read";
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+		problem = "token: it is no regular file";
+	else if (st.st_mode & S_IRWXO)
+		problem = "token: the file can be read or written by everybody; chmod 600 it";
+	else if ((len = read(fd, buf, TOKEN_MAX + 1)) < 0)
+		problem = "token: the file cannot be read";
+	else if (len > TOKEN_MAX)
+		problem = "token: the file is too long";
+	CloseTransientFile(fd);
+	if (problem != NULL)
+		return problem;
+
+	while (len > 0 && strchr(" \t\r\n", buf[len - 1]))
+		len--;
+	if (len == 0)
+		return "token: the file is empty";
+	for (ssize_t i = 0; i < len; i++)
+		if (buf[i] <= ' ' || buf[i] >= 0x7f)
+			return "token: the file holds more than one token";
+	*token = pnstrdup(buf, len);
+	explicit_bzero(buf, sizeof(buf));
+	return NULL;
+}

@@ -1,0 +1,35 @@
+/*
+ * eventlog.h
+ *		Appends events to the outbox: see eventlog.c.
+ */
+#ifndef SM_EVENTLOG_H
+#define SM_EVENTLOG_H
+
+#include "lanes.h"
+
+typedef struct SmNewEvent
+{
+	SmPriority	priority;
+	int			entity_no;
+	char		op;				/* i, u, d, s */
+	const char *branch;
+	const char *entity_id;
+	const char *actor;
+	const char *reason;			/* NULL: none */
+	const char *folio;			/* NULL: none */
+	Datum		amount;			/* numeric */
+	bool		has_amount;
+	const char *payload;		/* JSON, in the server's encoding */
+	int			payload_len;
+} SmNewEvent;
+
+extern void sm_eventlog_init(void);
+extern void sm_eventlog_append(const SmNewEvent *event);
+
+/* True when this transaction has appended an event (not told apart by savepoint). */
+extern bool sm_eventlog_in_transaction(void);
+
+/* Poke the worker of this database when this transaction commits. */
+extern void sm_eventlog_poke_at_commit(void);
+
+#endif							/* SM_EVENTLOG_H */

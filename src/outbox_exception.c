@@ -1,0 +1,221 @@
+/*
+ * outbox_exception.c
+ *		The worker's SQL on exceptions: events that central did not accept, and
+ *		those of the same entities that wait behind them.
+ *
+ * Same rules as outbox.c.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "guc.h"
+#include "outbox.h"
+#include "query.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+/* Copies an event out of the log; its number is settled by the caller's ledger row. */
+void
+sm_outbox_add_exception(int lane_id, int log_id, const SmExceptionRow *row, int64 seq, const char *branch)
+{
+	static SmQuery query = {
+		"INSERT INTO softmobile.outbox_exception (id, lane_id, seq, entity_no, entity_id, op, branch_id, created_at, actor, reason,"
+		" folio, amount, payload, kind, state, waits_for, attempt_count, last_attempt_at, next_attempt_at, error_message, central_row)"
+		" SELECT e.id, $1, e.seq, e.entity_no, e.entity_id, e.op, $4, e.created_at, e.actor, e.reason,"
+		" e.folio, e.amount, e.payload, $5, 'failed', $6, $7, $8, $9, $10, $11::jsonb"
+		" FROM softmobile.outbox_event e WHERE e.lane_id = $2 AND e.seq = $3"
+		" ON CONFLICT (id) DO NOTHING", 11,
+		{INT4OID, INT4OID, INT8OID, TEXTOID, TEXTOID, UUIDOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_int4(&args, lane_id);
+	sm_args_int4(&args, log_id);
+	sm_args_int8(&args, seq);
+	sm_args_text(&args, branch);
+	sm_args_text(&args, row->kind);
+	sm_args_uuid(&args, row->waits_for);
+	sm_args_int4(&args, row->attempt_count);
+	sm_args_time(&args, row->last_attempt_at);
+	sm_args_time(&args, row->next_attempt_at);
+	sm_args_text(&args, row->error_message);
+	sm_args_text(&args, row->central_row);
+	sm_query_run(&query, &args);
+}
+
+/* Entities of a branch that have an open exception, with the first one of each. */
+List *
+sm_outbox_blocked(const char *branch)
+{
+	static SmQuery query = {
+		"SELECT DISTINCT ON (entity_no, entity_id) entity_no, entity_id, id FROM softmobile.outbox_exception"
+		" WHERE branch_id = $1 AND state IN ('failed', 'queued')"
+		" ORDER BY entity_no, entity_id, created_at, seq", 1, {TEXTOID}
+	};
+	SmArgs		args = {0};
+	List	   *rows = NIL;
+	uint64		n;
+
+	sm_args_text(&args, branch);
+	n = sm_query_run(&query, &args);
+	for (uint64 i = 0; i < n; i++)
+	{
+		SmBlockedEntity *row = palloc0(sizeof(SmBlockedEntity));
+
+		row->entity_no = sm_row_int4(i, 1);
+		row->entity_id = sm_row_text(i, 2);
+		row->exception = *DatumGetUUIDP(sm_row_datum(i, 3));
+		rows = lappend(rows, row);
+	}
+	return rows;
+}
+
+/*
+ * Queued exceptions that are to be sent next: of each entity only the first open
+ * one, and of one lane at a time (*lane_id).
+ */
+uint64
+sm_outbox_queued_exceptions(const char *branch, int limit, SmExceptionEvent **events)
+{
+	static SmQuery query = {
+		"SELECT x.id, x.lane_id, x.seq, x.op, t.entity_type, x.entity_id, x.created_at, x.reason, x.actor, x.payload,"
+		" x.resolution, x.attempt_count, x.entity_no"
+		" FROM softmobile.outbox_exception x JOIN softmobile.outbox_entity t USING (entity_no)"
+		" WHERE x.branch_id = $1 AND x.state = 'queued'"
+		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
+		" WHERE b.branch_id = x.branch_id AND b.entity_no = x.entity_no AND b.entity_id = x.entity_id"
+		" AND b.state IN ('failed', 'queued') AND (b.created_at, b.seq) < (x.created_at, x.seq))"
+		" AND x.lane_id = (SELECT min(m.lane_id) FROM softmobile.outbox_exception m"
+		" WHERE m.branch_id = $1 AND m.state = 'queued'"
+		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
+		" WHERE b.branch_id = m.branch_id AND b.entity_no = m.entity_no AND b.entity_id = m.entity_id"
+		" AND b.state IN ('failed', 'queued') AND (b.created_at, b.seq) < (m.created_at, m.seq)))"
+		" ORDER BY x.seq LIMIT $2", 2, {TEXTOID, INT4OID}
+	};
+	SmArgs		args = {0};
+	uint64		n;
+
+	sm_args_text(&args, branch);
+	sm_args_int4(&args, limit);
+	n = sm_query_run(&query, &args);
+	*events = palloc0(sizeof(SmExceptionEvent) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		SmExceptionEvent *x = &(*events)[i];
+
+		x->event.id = *DatumGetUUIDP(sm_row_datum(i, 1));
+		x->lane_id = sm_row_int4(i, 2);
+		x->event.seq = sm_row_int8(i, 3);
+		x->event.op = DatumGetChar(sm_row_datum(i, 4));
+		x->event.entity_type = sm_row_text(i, 5);
+		x->event.entity_id = sm_row_text(i, 6);
+		x->event.branch_id = pstrdup(branch);
+		x->event.created_at = sm_row_time(i, 7);
+		x->event.reason = sm_row_text(i, 8);
+		x->event.actor = sm_row_text(i, 9);
+		x->event.payload = sm_row_text(i, 10);
+		x->event.payload_len = strlen(x->event.payload);
+		x->event.resolution = sm_row_text(i, 11);
+		x->attempt_count = sm_row_int4(i, 12);
+		x->entity_no = sm_row_int4(i, 13);
+	}
+	return n;
+}
+
+/* Central has it: what waited for it goes next. */
+void
+sm_outbox_exception_delivered(const pg_uuid_t *id)
+{
+	static SmQuery delivered = {
+		"UPDATE softmobile.outbox_exception SET state = 'delivered', error_message = NULL, next_attempt_at = NULL,"
+		" last_attempt_at = clock_timestamp(), updated_at = clock_timestamp() WHERE id = $1", 1, {UUIDOID}
+	};
+	static SmQuery release = {
+		"UPDATE softmobile.outbox_exception w SET state = 'queued', updated_at = clock_timestamp()"
+		" FROM softmobile.outbox_exception x"
+		" WHERE x.id = $1 AND w.branch_id = x.branch_id AND w.entity_no = x.entity_no AND w.entity_id = x.entity_id"
+		" AND w.kind = 'waiting' AND w.state = 'failed'", 1, {UUIDOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_uuid(&args, id);
+	sm_query_run(&delivered, &args);
+	sm_query_run(&release, &args);
+}
+
+/* A retried exception was not accepted again. */
+void
+sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
+{
+	static SmQuery query = {
+		"UPDATE softmobile.outbox_exception SET state = 'failed', kind = $2, attempt_count = $3, last_attempt_at = $4,"
+		" next_attempt_at = $5, error_message = $6, central_row = coalesce($7::jsonb, central_row), updated_at = clock_timestamp()"
+		" WHERE id = $1", 7,
+		{UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_uuid(&args, id);
+	sm_args_text(&args, row->kind);
+	sm_args_int4(&args, row->attempt_count);
+	sm_args_time(&args, row->last_attempt_at);
+	sm_args_time(&args, row->next_attempt_at);
+	sm_args_text(&args, row->error_message);
+	sm_args_text(&args, row->central_row);
+	sm_query_run(&query, &args);
+}
+
+/*
+ * Queues rejected exceptions whose time has come; with a branch of NULL or an
+ * age, those of all branches or of at least that age (a user's requeue).
+ */
+int64
+sm_outbox_requeue_exceptions(const char *branch, int64 min_age_us)
+{
+	static SmQuery query = {
+		"UPDATE softmobile.outbox_exception SET state = 'queued', updated_at = clock_timestamp()"
+		" WHERE state = 'failed' AND kind = 'rejected' AND branch_id = $1 AND attempt_count < $2"
+		" AND CASE WHEN $3 < 0 THEN next_attempt_at <= clock_timestamp()"
+		" ELSE last_attempt_at <= clock_timestamp() - $3 * interval '1 microsecond' END", 3,
+		{TEXTOID, INT4OID, INT8OID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_text(&args, branch);
+	sm_args_int4(&args, sm_max_attempts);
+	sm_args_int8(&args, min_age_us);
+	return (int64) sm_query_run(&query, &args);
+}
+
+/* When the next rejected exception of a branch is due; 0: none. */
+TimestampTz
+sm_outbox_next_exception(const char *branch)
+{
+	static SmQuery query = {
+		"SELECT min(next_attempt_at) FROM softmobile.outbox_exception"
+		" WHERE state = 'failed' AND kind = 'rejected' AND branch_id = $1 AND attempt_count < $2", 2,
+		{TEXTOID, INT4OID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_text(&args, branch);
+	sm_args_int4(&args, sm_max_attempts);
+	sm_query_run(&query, &args);
+	return sm_row_time(0, 1);
+}
+
+/* A user's retry of certain events, whatever their attempts; what waits stays waiting. */
+int64
+sm_outbox_retry_exceptions(Datum ids)
+{
+	static SmQuery query = {
+		"UPDATE softmobile.outbox_exception SET state = 'queued', attempt_count = 0, error_message = NULL,"
+		" last_attempt_at = NULL, next_attempt_at = NULL, updated_at = clock_timestamp()"
+		" WHERE id = ANY ($1) AND state = 'failed' AND kind = 'rejected'", 1, {UUIDARRAYOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_datum(&args, ids);
+	return (int64) sm_query_run(&query, &args);
+}

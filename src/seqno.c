@@ -1,0 +1,134 @@
+/*
+ * seqno.c
+ *		Numbers of a lane, drawn from its sequence.
+ *
+ * Called by the capture trigger, in the selling transaction, for each event.
+ *
+ * Why not nextval(): it makes our sequence the session's last used one, and an
+ * application that reads lastval() after its INSERT would get an event's number
+ * instead of its own key.  So this advances the sequence's page itself, by the
+ * same rules: CACHE 1, a WAL record ahead for every SM_LOG_VALS numbers and for
+ * the first number after a checkpoint.  The sequence stays an ordinary one.
+ *
+ * Locking: RowExclusiveLock on the sequence, owned by the top transaction, so
+ * that rolling back to a savepoint does not release it.  The worker reads from
+ * these locks which transactions can still bring a missing number to light
+ * (gaps.c); the transaction id is assigned before, so that no number is drawn
+ * by a transaction that could still be anonymous.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xloginsert.h"
+#include "commands/sequence.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "seqno.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "utils/hsearch.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+
+/* Numbers that one WAL record promises ahead, as in the core's sequence.c. */
+#define SM_LOG_VALS		32
+
+/* Sequences that this transaction has locked; forgotten by transaction number. */
+typedef struct SeqLock
+{
+	Oid			relid;			/* hash key */
+	LocalTransactionId lxid;
+} SeqLock;
+
+static HTAB *seq_locks = NULL;
+
+static void
+lock_sequence(Oid relid)
+{
+	SeqLock    *entry;
+	bool		found;
+	ResourceOwner owner;
+
+	if (seq_locks == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(SeqLock)};
+
+		seq_locks = hash_create("softmobile sequence locks", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	entry = hash_search(seq_locks, &relid, HASH_ENTER, &found);
+	if (found && entry->lxid == SM_MY_LXID)
+		return;
+	entry->lxid = InvalidLocalTransactionId;	/* in case locking fails */
+
+	owner = CurrentResourceOwner;
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	LockRelationOid(relid, RowExclusiveLock);
+	CurrentResourceOwner = owner;
+	entry->lxid = SM_MY_LXID;
+}
+
+int64
+sm_seqno_next(Oid seqrelid)
+{
+	Relation	rel;
+	Buffer		buf;
+	Page		page;
+	ItemId		lp;
+	HeapTupleData tuple;
+	Form_pg_sequence_data seq;
+	int64		result;
+	int64		promised;
+	bool		log_ahead;
+
+	Assert(TransactionIdIsValid(GetTopTransactionIdIfAny()));
+
+	lock_sequence(seqrelid);
+	rel = relation_open(seqrelid, NoLock);
+
+	buf = ReadBuffer(rel, 0);
+	LockBuffer(buf, BUFFER_LOCK_EXCLUSIVE);
+	page = BufferGetPage(buf);
+	lp = PageGetItemId(page, FirstOffsetNumber);
+	if (PageIsNew(page) || !ItemIdIsNormal(lp))
+		elog(ERROR, "page of sequence \"%s\" is damaged", RelationGetRelationName(rel));
+	tuple.t_data = (HeapTupleHeader) PageGetItem(page, lp);
+	tuple.t_len = ItemIdGetLength(lp);
+	seq = (Form_pg_sequence_data) GETSTRUCT(&tuple);
+
+	result = seq->is_called ? seq->last_value + 1 : seq->last_value;
+	promised = seq->is_called ? seq->log_cnt - 1 : -1;
+	log_ahead = promised < 0 || PageGetLSN(page) <= GetRedoRecPtr();
+	if (log_ahead)
+		promised = SM_LOG_VALS;
+
+	START_CRIT_SECTION();
+	MarkBufferDirty(buf);
+	seq->is_called = true;
+	if (log_ahead && RelationNeedsWAL(rel))
+	{
+		xl_seq_rec	record;
+		XLogRecPtr	end;
+
+		/* The record holds the state after all promised numbers. */
+		seq->last_value = result + promised;
+		seq->log_cnt = 0;
+		record.SM_XL_SEQ_LOCATOR = rel->SM_RD_LOCATOR;
+		XLogBeginInsert();
+		XLogRegisterBuffer(0, buf, REGBUF_WILL_INIT);
+		XLogRegisterData((char *) &record, sizeof(record));
+		XLogRegisterData((char *) tuple.t_data, tuple.t_len);
+		end = XLogInsert(RM_SEQ_ID, XLOG_SEQ_LOG);
+		PageSetLSN(page, end);
+	}
+	seq->last_value = result;
+	seq->log_cnt = promised;
+	END_CRIT_SECTION();
+
+	UnlockReleaseBuffer(buf);
+	relation_close(rel, NoLock);
+	return result;
+}

@@ -1,0 +1,15 @@
+/*
+ * seqno.h
+ *		Numbers of a lane, drawn from its sequence.
+ */
+#ifndef SM_SEQNO_H
+#define SM_SEQNO_H
+
+/*
+ * The next number of a lane's sequence.  The transaction id must have been
+ * assigned before; the sequence stays locked (RowExclusiveLock) until the
+ * transaction is over, prepared transactions included.
+ */
+extern int64 sm_seqno_next(Oid seqrelid);
+
+#endif							/* SM_SEQNO_H */
