@@ -5,8 +5,10 @@
 #ifndef SM_LAUNCHER_H
 #define SM_LAUNCHER_H
 
+#include "compat.h"
+
 extern void sm_launcher_init(void);
 
-extern PGDLLEXPORT void softmobile_launcher_main(Datum main_arg) pg_attribute_noreturn();
+pg_noreturn extern PGDLLEXPORT void softmobile_launcher_main(Datum main_arg);
 
 #endif							/* SM_LAUNCHER_H */

@@ -6,7 +6,10 @@
 #ifndef SM_PROCESS_H
 #define SM_PROCESS_H
 
+#include "compat.h"
 #include "shmem.h"
+
+#define SM_EXTENSION_NAME "softmobile"
 
 /* Worker: attach and connect; returns the extension's OID or does not return. */
 extern Oid	sm_process_join(Datum main_arg);
@@ -18,8 +21,8 @@ extern Oid	sm_process_join(Datum main_arg);
 extern bool sm_process_extension_stands(Oid extension);
 
 /* End the process in good order, and tell the launcher why. */
-extern void sm_process_leave(SmVerdict verdict) pg_attribute_noreturn();
+pg_noreturn extern void sm_process_leave(SmVerdict verdict);
 
-extern PGDLLEXPORT void softmobile_probe_main(Datum main_arg) pg_attribute_noreturn();
+pg_noreturn extern PGDLLEXPORT void softmobile_probe_main(Datum main_arg);
 
 #endif							/* SM_PROCESS_H */

@@ -39,18 +39,18 @@
 typedef struct SmRequest
 {
 	Oid			dbid;			/* InvalidOid: the entry is free */
-	char		branch[SM_BRANCH_MAXLEN + 1];
+	char		branch[SM_BRANCH_MAX + 1];
 	int			claims;			/* not given up yet; the entry stays while > 0 */
 	uint64		requested;		/* number of the latest request */
 	uint64		taken;			/* ... the latest that the worker took */
 	uint64		over;			/* ... the latest that ended or was lost */
 	uint64		done;			/* ... the latest that ended */
 	char		user[NAMEDATALEN];	/* first caller of the latest request */
-	char		reason[SM_REASON_MAXLEN + 1];	/* that caller's reason */
+	char		reason[SM_REASON_MAX + 1];	/* that caller's reason */
 	int64		running_session;	/* session of the run that is taken, or 0 */
 	bool		success;		/* this and the next two: of the latest run done */
 	int64		session_id;
-	char		error[SM_ERROR_MAXLEN + 1];
+	char		error[SM_ERROR_MAX + 1];
 	ConditionVariable cv;		/* some of taken, over, done have grown */
 } SmRequest;
 
@@ -149,7 +149,7 @@ sm_request_post(Oid dbid, const char *branch, const char *user, const char *reas
 	SmWorkerInfo info;
 	SmRequest  *request;
 
-	Assert(strlen(branch) <= SM_BRANCH_MAXLEN);
+	Assert(strlen(branch) <= SM_BRANCH_MAX);
 	if (requests == NULL)
 		return SM_REQUEST_NO_WORKER;
 
@@ -165,7 +165,7 @@ sm_request_post(Oid dbid, const char *branch, const char *user, const char *reas
 		{
 			request->requested++;
 			copy_clipped(request->user, user, NAMEDATALEN - 1);
-			copy_clipped(request->reason, reason, SM_REASON_MAXLEN);
+			copy_clipped(request->reason, reason, SM_REASON_MAX);
 		}
 		request->claims++;
 		claim->entry = request - requests;
@@ -310,7 +310,7 @@ sm_request_done(const SmRequestTicket *ticket, int64 session_id, bool success,
 	request->done = request->over = ticket->number;
 	request->success = success;
 	request->session_id = session_id;
-	copy_clipped(request->error, error ? error : "", SM_ERROR_MAXLEN);
+	copy_clipped(request->error, error ? error : "", SM_ERROR_MAX);
 	free_if_idle(request);
 	LWLockRelease(lock);
 

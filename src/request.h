@@ -8,12 +8,11 @@
 #define SM_REQUEST_H
 
 #include "datatype/timestamp.h"
+#include "guc.h"
 #include "storage/lwlock.h"
 
-/* Longest values, in bytes, without the final zero. */
-#define SM_BRANCH_MAXLEN	100
-#define SM_REASON_MAXLEN	2000
-#define SM_ERROR_MAXLEN		500
+/* Longest error text of a run, in bytes; it is cut. */
+#define SM_ERROR_MAX 500
 
 /* A request as its caller holds it. */
 typedef struct SmRequestClaim
@@ -42,7 +41,7 @@ typedef struct SmRequestResult
 	SmRequestState state;
 	bool		success;
 	int64		session_id;		/* 0: there is no session row */
-	char		error[SM_ERROR_MAXLEN + 1];
+	char		error[SM_ERROR_MAX + 1];
 } SmRequestResult;
 
 /* A request as the worker takes it. */
@@ -50,9 +49,9 @@ typedef struct SmRequestTicket
 {
 	int			entry;
 	uint64		number;
-	char		branch[SM_BRANCH_MAXLEN + 1];
+	char		branch[SM_BRANCH_MAX + 1];
 	char		user[NAMEDATALEN];	/* who asked first */
-	char		reason[SM_REASON_MAXLEN + 1];	/* '': none given */
+	char		reason[SM_REASON_MAX + 1];	/* '': none given */
 } SmRequestTicket;
 
 /* Creation, and the end of a worker: shmem.c. */

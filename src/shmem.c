@@ -228,13 +228,13 @@ wake_launcher(void)
 static void
 stop_process(SmSlot *slot)
 {
+	if (slot->proc == NULL && !slot->starting)
+		return;
+	slot->stopped = true;
+	slot->starting = false;		/* if it has not attached yet, it shall not */
+	/* The process is ours and alive, else it would have cleared its entry. */
 	if (slot->proc != NULL)
-	{
-		slot->stopped = true;
-		/* ESRCH cannot be: the process would have cleared its entry. */
-		if (kill(slot->pid, SIGTERM) != 0)
-			elog(LOG, "could not signal process %d: %m", (int) slot->pid);
-	}
+		(void) kill(slot->pid, SIGTERM);
 }
 
 /* How long to sleep in a loop that ends at a deadline, in ms; 0: it is over. */
@@ -465,8 +465,8 @@ sm_shmem_wait_left(Oid dbid, TimestampTz deadline)
 
 /*
  * Take over the slot that the launcher filled for this process.  dbid is its
- * database, role what the latest probe said.  False: the launcher has given this
- * start up, or a command wants the database; exit then.
+ * database, role what the latest probe said.  False: this start has been called
+ * off; exit then.
  *
  * Call before connecting to the database, so that the exit callback runs after
  * the process has left the ProcArray: who sees the slot empty can rely on
@@ -483,18 +483,14 @@ sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, Oid *role)
 	{
 		slot->starting = false;
 		slot->reported = false;
-		slot->stopped = slot->holders > 0;
-		if (!slot->stopped)
-		{
-			slot->proc = MyProc;
-			slot->pid = MyProcPid;
-			slot->started_at = GetCurrentTimestamp();
-			pg_atomic_exchange_u32(&slot->work, 0);
-			my_slot = slot;
-			*dbid = slot->dbid;
-			*role = slot->role;
-			attached = true;
-		}
+		slot->proc = MyProc;
+		slot->pid = MyProcPid;
+		slot->started_at = GetCurrentTimestamp();
+		pg_atomic_exchange_u32(&slot->work, 0);
+		my_slot = slot;
+		*dbid = slot->dbid;
+		*role = slot->role;
+		attached = true;
 	}
 	LWLockRelease(lock);
 
@@ -620,20 +616,17 @@ sm_shmem_take_poke(Oid dbid, SmWorkerInfo *info)
 	return info->poked;
 }
 
-/*
- * Fill a slot for a process about to be registered.  Returns the slot's number, or
- * -1 when no slot is free, -2 when a command holds the database.
- */
+/* Fill a slot for a process about to be registered; returns its number. */
 int
 sm_shmem_worker_start(Oid dbid, uint32 *generation)
 {
-	int			result = -1;
+	int			result = SM_SLOT_NONE;
 	SmSlot	   *slot;
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	slot = assign_slot(dbid);
 	if (slot != NULL && slot->holders > 0)
-		result = -2;
+		result = SM_SLOT_HELD;
 	else if (slot != NULL)
 	{
 		Assert(slot->proc == NULL && !slot->starting);
@@ -646,31 +639,22 @@ sm_shmem_worker_start(Oid dbid, uint32 *generation)
 	return result;
 }
 
-/* The process could not be started, or ended before it attached. */
+/* The process could not be started, or ended before it attached; say why. */
 void
-sm_shmem_worker_unstart(int slotno, uint32 generation)
+sm_shmem_worker_unstart(int slotno, uint32 generation, SmVerdict verdict)
 {
 	SmSlot	   *slot = &shared->slots[slotno];
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	if (slot->generation == generation)
+	{
 		slot->starting = false;
-	LWLockRelease(lock);
-}
-
-void
-sm_shmem_set_verdict(Oid dbid, SmVerdict verdict)
-{
-	SmSlot	   *slot;
-
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	slot = find_slot(dbid);
-	if (slot != NULL)
 		slot->verdict = verdict;
+	}
 	LWLockRelease(lock);
 }
 
-/* Ask the process of a database to leave. */
+/* Ask the process of a database to leave, or not to begin. */
 void
 sm_shmem_stop(Oid dbid)
 {
@@ -681,6 +665,18 @@ sm_shmem_stop(Oid dbid)
 	if (slot != NULL)
 		stop_process(slot);
 	LWLockRelease(lock);
+}
+
+/* The database of a slot, or InvalidOid; false when there is no such slot. */
+bool
+sm_shmem_slot_database(int slotno, Oid *dbid)
+{
+	if (slotno >= shared->nslots)
+		return false;
+	LWLockAcquire(lock, LW_SHARED);
+	*dbid = shared->slots[slotno].dbid;
+	LWLockRelease(lock);
+	return true;
 }
 
 /* A database needs no slot any more; kept if somebody is using it all the same. */

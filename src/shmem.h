@@ -39,6 +39,10 @@ typedef struct SmWorkerInfo
 	TimestampTz started_at;
 } SmWorkerInfo;
 
+/* What sm_shmem_worker_start() says instead of a slot's number. */
+#define SM_SLOT_NONE	(-1)	/* all slots belong to other databases */
+#define SM_SLOT_HELD	(-2)	/* a command keeps processes out of the database */
+
 extern void sm_shmem_init(void);
 extern bool sm_shmem_available(void);
 
@@ -69,8 +73,8 @@ extern int	sm_shmem_quick_restarts(void);
 extern bool sm_shmem_take_poke_all(void);
 extern bool sm_shmem_take_poke(Oid dbid, SmWorkerInfo *info);
 extern int	sm_shmem_worker_start(Oid dbid, uint32 *generation);
-extern void sm_shmem_worker_unstart(int slotno, uint32 generation);
-extern void sm_shmem_set_verdict(Oid dbid, SmVerdict verdict);
+extern void sm_shmem_worker_unstart(int slotno, uint32 generation, SmVerdict verdict);
+extern bool sm_shmem_slot_database(int slotno, Oid *dbid);
 extern void sm_shmem_stop(Oid dbid);
 extern void sm_shmem_forget(Oid dbid);
 

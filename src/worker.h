@@ -5,6 +5,8 @@
 #ifndef SM_WORKER_H
 #define SM_WORKER_H
 
-extern PGDLLEXPORT void softmobile_worker_main(Datum main_arg) pg_attribute_noreturn();
+#include "compat.h"
+
+pg_noreturn extern PGDLLEXPORT void softmobile_worker_main(Datum main_arg);
 
 #endif							/* SM_WORKER_H */
