@@ -167,6 +167,7 @@ record_verdict(SmBatch *batch, int i, const char *kind, const char *error, const
 	}
 	sm_outbox_add_exception(lane->lane_id, lane->log_id, &row, event->seq, batch->branch->id);
 	sm_batch_block(batch->branch, batch->entity_nos[i], event->entity_id, &event->id);
+	sm_batch_unbuild_others(batch->branch, batch);
 }
 
 /* Events of a batch of exceptions that central took. */
@@ -181,6 +182,35 @@ deliver_exceptions(SmBatch *batch, const SmReceipt *receipt)
 		if (!refused[i])
 			sm_outbox_exception_delivered(&batch->events[i].id);
 	sm_batch_forget_blocked(batch->branch);
+}
+
+/* With no failed batch left there is nothing to requeue. */
+static void
+forget_requeue(SmBranch *branch)
+{
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+		if (((SmLane *) lfirst(lc))->failed)
+			return;
+	branch->requeue_at = 0;
+	branch->held = false;
+}
+
+/* True when nothing else of the lane's failed batch is left in its queue. */
+static bool
+is_all_that_failed(const SmBatch *batch)
+{
+	ListCell   *lc;
+
+	foreach(lc, batch->lane->queue)
+	{
+		const SmBatch *other = lfirst(lc);
+
+		if (other != batch && (other->attempt_count > 0 || other->refused_at >= 0))
+			return false;
+	}
+	return true;
 }
 
 static void
@@ -203,16 +233,17 @@ write_ledger_row(SmBatch *batch, const SmReceipt *receipt, int exceptions)
 
 	/* The set is rewritten whole: only while it is short. */
 	settlement.fold = sm_gaps_count(&lane->gaps) + list_length(lane->queue) <= 64;
-	settlement.whole = lane->marked && list_length(lane->queue) == 1;
+	settlement.whole = lane->marked && is_all_that_failed(batch);
 	sm_outbox_settle(&settlement);
 	lane->folded = settlement.fold;
 	if (settlement.whole)
 		lane->marked = lane->failed = false;
+	forget_requeue(batch->branch);
 }
 
 /* Refused single events are exceptions once another one has been accepted. */
 static void
-settle_parked(SmBranch *branch)
+settle_parked(SmBranch *branch, const SmEndpoint *endpoint)
 {
 	ListCell   *lc;
 
@@ -227,7 +258,7 @@ settle_parked(SmBranch *branch)
 			SmBatch    *parked = lfirst(cell);
 			SmReceipt	none = {0};
 
-			if (!parked->parked || parked->refused_at >= branch->endpoint->accepted)
+			if (!parked->parked || parked->refused_at >= endpoint->accepted)
 				continue;
 			sm_batch_settle_asides(parked);
 			record_verdict(parked, 0, "rejected", parked->refusal, NULL);
@@ -253,6 +284,7 @@ static void
 settle(SmBatch *batch, const SmHttpResult *result, const SmReceipt *receipt)
 {
 	SmBranch   *branch = batch->branch;
+	SmEndpoint *endpoint = batch->endpoint;
 
 	if (batch->lane)
 		sm_batch_settle_asides(batch);
@@ -269,12 +301,12 @@ settle(SmBatch *batch, const SmHttpResult *result, const SmReceipt *receipt)
 		deliver_exceptions(batch, receipt);
 	sm_outbox_progress(branch->session, receipt->accepted + receipt->duplicates, receipt->nverdicts);
 
-	branch->endpoint->accepted += receipt->accepted + receipt->duplicates;
+	endpoint->accepted += receipt->accepted + receipt->duplicates;
 	if (batch->lane)
 		batch->lane->not_before = 0;
 	adapt_size(branch, result);
 	sm_batch_free(batch);
-	settle_parked(branch);
+	settle_parked(branch, endpoint);
 }
 
 /* Writes a failed attempt: the lane's row. */
@@ -321,10 +353,11 @@ fail_branch(SmBatch *batch, const Answer *answer)
 	if (branch->requeue_at == 0)
 		branch->requeue_at = retry;
 	if (answer->decision == DECIDE_OFFLINE)
-		sm_endpoint_failed(branch->endpoint);
+		sm_endpoint_failed(batch->endpoint);
 	mark_failed(batch, answer->error, next);
 	note_session_error(branch, answer->error);
 	sm_delivery_end_session(branch, answer->error);
+	sm_batch_unbuild_others(branch, batch);
 	if (batch->lane == NULL)
 		sm_batch_free(batch);	/* its exceptions stay queued */
 	else
@@ -389,7 +422,7 @@ bisect(SmBatch *batch, const char *error)
 		return;
 	}
 	if (batch->refused_at < 0)
-		batch->refused_at = branch->endpoint->accepted;
+		batch->refused_at = batch->endpoint->accepted;
 	if (batch->n > 1)
 	{
 		sm_batch_split(batch);
@@ -397,9 +430,10 @@ bisect(SmBatch *batch, const char *error)
 	}
 	batch->refusal = MemoryContextStrdup(batch->cxt, error);
 	batch->parked = true;
-	if (branch->endpoint->accepted > batch->refused_at)
+	sm_batch_unbuild_others(branch, batch);
+	if (batch->endpoint->accepted > batch->refused_at)
 	{
-		settle_parked(branch);
+		settle_parked(branch, batch->endpoint);
 		return;
 	}
 	foreach(lc, lane->queue)
@@ -471,8 +505,8 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 		batch->first_attempt_at = batch->last_attempt_at;
 
 	decide(batch, result, &answer);
-	if (answer.decision != DECIDE_OFFLINE && sm_endpoint_answered(branch->endpoint))
-		sm_delivery_link_back(branch->endpoint);
+	if (answer.decision != DECIDE_OFFLINE && sm_endpoint_answered(batch->endpoint))
+		sm_delivery_link_back(batch->endpoint);
 	switch (answer.decision)
 	{
 		case DECIDE_SETTLE:
@@ -487,7 +521,7 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 			halve(batch, answer.error);
 			break;
 		case DECIDE_UNCOMPRESSED:
-			branch->endpoint->plain = true;
+			batch->endpoint->plain = true;
 			if (batch->lane)
 				sm_batch_unbuild(batch);
 			else

@@ -209,9 +209,10 @@ static void
 begin_body(SmBatch *batch)
 {
 	MemoryContext caller;
-	bool		plain = batch->plain || batch->branch->endpoint->plain ||
-		sm_compression == SM_COMPRESSION_NONE;
+	bool		plain;
 
+	batch->endpoint = batch->branch->endpoint;
+	plain = batch->endpoint->plain || sm_compression == SM_COMPRESSION_NONE;
 	batch->body_cxt = AllocSetContextCreate(batch->cxt, "softmobile body", ALLOCSET_DEFAULT_SIZES);
 	caller = MemoryContextSwitchTo(batch->body_cxt);
 	sm_wire_begin(&batch->body, plain ? SM_WIRE_PLAIN : SM_WIRE_GZIP);
@@ -252,6 +253,29 @@ sm_batch_unbuild(SmBatch *batch)
 	batch->entity_nos = NULL;
 	batch->asides = NIL;
 	batch->n = 0;
+}
+
+/*
+ * An entity of the branch has to wait from now on: bodies that were built before
+ * may hold its later events.
+ */
+void
+sm_batch_unbuild_others(SmBranch *branch, SmBatch *batch)
+{
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+	{
+		ListCell   *cell;
+
+		foreach(cell, ((SmLane *) lfirst(lc))->queue)
+		{
+			SmBatch    *other = lfirst(cell);
+
+			if (other != batch && !other->parked && other != branch->in_flight)
+				sm_batch_unbuild(other);
+		}
+	}
 }
 
 static void
@@ -344,8 +368,8 @@ add_event(SmBatch *batch, const SmEvent *event, int entity_no)
 typedef struct Reading
 {
 	SmLane	   *lane;
-	SmBatch    *batch;			/* NULL: only branches are looked for */
-	List	  **branches;		/* of char *, where batch is NULL */
+	SmBatch    *batch;			/* begun with the first event for it */
+	List	  **branches;		/* of char *: what is looked for instead of a batch; or NULL */
 	MemoryContext cxt;			/* of what is found; events are read in a shorter one */
 	int64		expected;		/* next number, were there no gap */
 	SmRanges	found;			/* new gaps */
@@ -408,7 +432,7 @@ read_event(const SmEvent *event, int entity_no, void *arg)
 
 	if (event->seq > r->expected && !note_gap(r, event->seq))
 		return false;
-	if (r->batch == NULL)
+	if (r->branches != NULL)
 	{
 		ListCell   *lc;
 		bool		listed = false;
@@ -425,6 +449,12 @@ read_event(const SmEvent *event, int entity_no, void *arg)
 	else if (!sm_ranges_contain(&lane->skip, event->seq) &&
 			 (lane->log_id == lane->lane_id || strcmp(event->branch_id, lane->branch->id) == 0))
 	{
+		if (r->batch == NULL)
+		{
+			r->batch = create_batch(lane, lane->branch);
+			enqueue(lane, r->batch);
+			begin_body(r->batch);
+		}
 		if (!add_event(r->batch, event, entity_no))
 		{
 			r->more = true;
@@ -540,12 +570,11 @@ sm_batch_next(SmLane *lane)
 	{
 		Reading		r = {.lane = lane, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
 
-		r.batch = create_batch(lane, lane->branch);
-		enqueue(lane, r.batch);
-		begin_body(r.batch);
 		sm_outbox_read_after(lane->log_id, lane->cursor, read_event, &r);
-		end_body(r.batch);
 		finish_reading(&r);
+		if (r.batch == NULL)
+			return NULL;
+		end_body(r.batch);
 		if (r.batch->n > 0)
 			return r.batch;
 		if (r.batch->asides != NIL)
@@ -693,7 +722,6 @@ sm_batch_split(SmBatch *batch)
 	sm_ranges_clear(&batch->members);
 	batch->members = first;
 	second->refused_at = batch->refused_at;
-	second->plain = batch->plain;
 	MemoryContextSwitchTo(caller);
 	insert_behind(batch, second);
 	sm_batch_unbuild(batch);

@@ -196,7 +196,6 @@ requeue_branch(SmBranch *branch)
 	branch->requeue_at = 0;
 	branch->not_before = 0;
 	branch->held = false;
-	branch->drained = false;
 	return events;
 }
 
@@ -249,7 +248,6 @@ requeue_what_is_due(TimestampTz now)
 				sm_outbox_audit_requeue(branch->id, events, "the retry interval has passed");
 			branch->next_exception = sm_outbox_next_exception(branch->id);
 			branch->exceptions_idle = false;
-			branch->drained = false;
 		}
 	}
 }
@@ -269,7 +267,6 @@ apply_requeue(const SmRequestRow *row)
 			continue;
 		(void) sm_outbox_requeue_exceptions(branch->id, row->min_age_us);
 		branch->exceptions_idle = false;
-		branch->drained = false;
 		if (branch->in_flight == NULL)
 			(void) requeue_branch(branch);
 		branch->force = true;
@@ -288,7 +285,6 @@ apply_retry(const SmRequestRow *row)
 		SmBranch   *branch = lfirst(lc);
 
 		branch->exceptions_idle = false;
-		branch->drained = false;
 		if (branch->in_flight == NULL && sm_outbox_batch_holds(branch->id, row->ids))
 		{
 			(void) requeue_branch(branch);
@@ -317,7 +313,6 @@ apply_resend(const SmRequestRow *row)
 			seqs = sm_outbox_resend(lane->lane_id, &row->seqs);
 			if (seqs.n > 0)
 				(void) sm_batch_restore(lane, &seqs);
-			branch->drained = false;
 		}
 	}
 }
@@ -367,7 +362,6 @@ take_run(const SmRequestTicket *taken)
 	sm_request_running(ticket, branch->session);
 	branch->force = true;
 	branch->not_before = 0;
-	branch->drained = false;
 	branch->checked = false;
 	branch->exceptions_idle = false;
 	foreach(lc, branch->lanes)
@@ -402,7 +396,7 @@ submit(SmBatch *batch, const char *token)
 	char		traceparent[SM_WIRE_TRACEPARENT_LEN];
 	SmHttpRequest request = {
 		.method = "POST",
-		.url = psprintf("%s/events", branch->endpoint->url),
+		.url = psprintf("%s/events", batch->endpoint->url),
 		.body = batch->body.out.data,
 		.body_len = batch->body.out.len,
 		.content_type = "application/cloudevents-batch+json; charset=UTF-8",
@@ -460,7 +454,6 @@ branch_is_drained(SmBranch *branch)
 
 	foreach(lc, branch->lanes)
 		sm_answer_nothing_else(lfirst(lc));
-	branch->drained = true;
 	branch->force = false;
 	if (branch->session == 0)
 		return;
@@ -481,7 +474,7 @@ pick_batch(SmBranch *branch, TimestampTz now)
 	int			stuck_epoch = INT_MAX;
 	SmBatch    *batch;
 
-	if (!branch->exceptions_idle)
+	if (!branch->exceptions_idle && branch->in_flight == NULL)
 	{
 		batch = sm_batch_exceptions(branch);
 		if (batch != NULL)
@@ -519,6 +512,19 @@ may_send(SmBranch *branch, TimestampTz now)
 	return branch->not_before <= now && !branch->endpoint->down;
 }
 
+/*
+ * While a batch is on its way and more is waiting behind it, the next one is
+ * built, to be sent as soon as the answer is there.
+ */
+static void
+prepare_next(SmBranch *branch, TimestampTz now)
+{
+	SmLane	   *lane = branch->in_flight->lane;
+
+	if (lane != NULL && lane->more && !branch->endpoint->down && sm_batch_memory() < MAX_BODY_MEMORY)
+		(void) pick_batch(branch, now);
+}
+
 /* Chooses batches for all free branches; returns those to submit. */
 static List *
 pick_batches(TimestampTz now)
@@ -533,6 +539,8 @@ pick_batches(TimestampTz now)
 
 		if (in_flight + list_length(batches) >= MAX_IN_FLIGHT || sm_batch_memory() > MAX_BODY_MEMORY)
 			break;
+		if (branch->in_flight != NULL)
+			prepare_next(branch, now);
 		if (!may_send(branch, now))
 			continue;
 		if (branch->session != 0 && !branch->manual &&
@@ -544,7 +552,6 @@ pick_batches(TimestampTz now)
 			branch_is_drained(branch);
 			continue;
 		}
-		branch->drained = false;
 		if (branch->session == 0)
 			open_session(branch, false, "softmobile worker", NULL);
 		branch->in_flight = batch;
@@ -612,7 +619,6 @@ handle_probe(Probe *probe, const SmHttpResult *result)
 		if (!answered && branch->session != 0)
 			sm_delivery_end_session(branch, result->outcome == SM_HTTP_OFFLINE ? "offline" :
 									psprintf("%s: %s", result->outcome == SM_HTTP_TLS ? "tls" : "configuration", result->error));
-		branch->drained = false;
 		branch->force = answered;
 	}
 	commit();
@@ -785,6 +791,5 @@ sm_delivery_token_changed(void)
 			continue;
 		branch->held = false;
 		branch->not_before = 0;
-		branch->drained = false;
 	}
 }

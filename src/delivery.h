@@ -36,6 +36,7 @@ typedef struct SmBatch
 	MemoryContext cxt;			/* this struct and all it points to */
 	struct SmLane *lane;		/* NULL: exceptions, which have no lane's order */
 	struct SmBranch *branch;
+	SmEndpoint *endpoint;		/* that it was last built for */
 	SmRanges	members;		/* all numbers that it settles */
 
 	/* what is sent; valid while built */
@@ -52,7 +53,6 @@ typedef struct SmBatch
 	bool		parked;			/* refused alone, stays built; waits for another to be accepted */
 	int64		refused_at;		/* endpoint's accepted when it was first refused; -1: never */
 	char	   *refusal;		/* error of the refused single event */
-	bool		plain;			/* once without compression */
 
 	int			attempt_count;
 	TimestampTz first_attempt_at;
@@ -101,7 +101,6 @@ typedef struct SmBranch
 	SmEndpoint *endpoint;		/* NULL: no central_url */
 	bool		active;
 	bool		receipts;
-	bool		gone;			/* marks branches while reloading */
 	List	   *lanes;			/* of SmLane, in the order of service */
 	HTAB	   *blocked;		/* entities with an open exception; NULL: none */
 	bool		blocked_known;
@@ -111,7 +110,6 @@ typedef struct SmBranch
 	SmBatch    *in_flight;
 	bool		checking;		/* a probe for sync_run() is in flight */
 	bool		checked;		/* and was answered */
-	bool		drained;		/* the last look found nothing to send */
 	int			max_events;		/* of the next batch; adapts to the link */
 	TimestampTz not_before;		/* no attempt until then */
 	TimestampTz requeue_at;		/* failed batches are requeued then; 0: none failed */
@@ -150,6 +148,7 @@ extern SmBatch *sm_batch_next(SmLane *lane);
 extern SmBatch *sm_batch_exceptions(SmBranch *branch);
 extern bool sm_batch_build(SmBatch *batch);
 extern void sm_batch_unbuild(SmBatch *batch);
+extern void sm_batch_unbuild_others(SmBranch *branch, SmBatch *batch);
 extern void sm_batch_free(SmBatch *batch);
 extern void sm_batch_split(SmBatch *batch);
 extern void sm_batch_to_front(SmBatch *batch);

@@ -124,7 +124,6 @@ sm_registry_reload(void)
 		ListCell   *row;
 
 		branch->lanes = NIL;
-		branch->drained = false;
 		foreach(row, lanes)
 		{
 			SmLaneRow  *lane_row = lfirst(row);

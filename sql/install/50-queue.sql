@@ -210,6 +210,8 @@ COMMENT ON FUNCTION softmobile.empty_segment(integer) IS 'Internal, for recycle_
 
 CREATE FUNCTION softmobile.recycle_segments(retention interval) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- Whoever reads a segment keeps it; nobody queues behind our attempt for longer than this.
+SET lock_timeout = '50ms'
 AS $$
 DECLARE
 	cur softmobile.outbox_segment;
@@ -231,7 +233,11 @@ BEGIN
 			'SELECT FROM softmobile.outbox_lane_state l WHERE l.log_id = e.lane_id AND l.branch_id IS NOT NULL'
 			' AND (l.log_id = l.lane_id OR l.branch_id = e.branch_id) AND l.settled_all @> e.seq))', old.segment) INTO waiting;
 		IF NOT waiting THEN
-			PERFORM softmobile.empty_segment(old.segment);
+			BEGIN
+				PERFORM softmobile.empty_segment(old.segment);
+			EXCEPTION WHEN lock_not_available THEN
+				RETURN format('segment %s is being read', old.segment);
+			END;
 			DELETE FROM softmobile.outbox_segment s WHERE s.segment = old.segment;
 			-- The ledger goes with the events that it tells of.
 			DELETE FROM softmobile.outbox_batch b WHERE b.settled_at < old.closed_at - retention
@@ -256,4 +262,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.recycle_segments(interval) IS
-'Internal, for the worker: opens a new segment of the log when the current one is old, and empties the oldest once all of its events are delivered and older than the retention. Returns what it did, or NULL. 55P03 when a segment is being read; try again.';
+'Internal, for the worker: opens a new segment of the log when the current one is old, and empties the oldest once all of its events are delivered and older than the retention. Returns what it did, or NULL. A segment that somebody is reading is left for the next time.';
