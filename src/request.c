@@ -213,7 +213,7 @@ sm_request_wait(const SmRequestClaim *claim, TimestampTz deadline,
 	ConditionVariable *cv = &requests[claim->entry].cv;
 
 	if (wait_event == 0)
-		wait_event = PG_WAIT_EXTENSION;
+		wait_event = WaitEventExtensionNew("SoftmobileRun");
 
 	ConditionVariablePrepareToSleep(cv);
 	for (;;)

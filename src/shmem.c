@@ -388,7 +388,7 @@ wait_for_worker(Oid dbid, bool ready, TimestampTz deadline)
 	bool		reached;
 
 	if (wait_event == 0)
-		wait_event = PG_WAIT_EXTENSION;
+		wait_event = WaitEventExtensionNew("SoftmobileWorker");
 
 	ConditionVariablePrepareToSleep(&shared->changed);
 	for (;;)
