@@ -30,6 +30,9 @@
 /* Rows of the log taken from a cursor at a time; long payloads come by reference. */
 #define FETCH_ROWS		256
 
+/* Numbers between two ranges up to which they are read in one go. */
+#define HOLE_MAX		64
+
 /* What is read in a transaction lies in the context that it was begun in. */
 static MemoryContext pass_cxt = NULL;
 
@@ -287,22 +290,65 @@ sm_outbox_read_after(int log_id, int64 after, SmOutboxRow row, void *arg)
 	hand_over(sm_query_open(&query, &args), row, arg);
 }
 
+/*
+ * The next stretch of numbers to read for a set: several of its ranges, if no
+ * more than HOLE_MAX numbers lie between them.  Reading the few rows in between is
+ * cheaper than a query for each range, and a join with the ranges would leave it
+ * to the planner's guesses whether it reads the whole lane.
+ */
+static SmRange
+next_stretch(const SmRanges *set, int *at)
+{
+	SmRange		stretch = set->range[(*at)++];
+
+	while (*at < set->n && set->range[*at].lo - stretch.hi <= HOLE_MAX)
+		stretch.hi = set->range[(*at)++].hi;
+	return stretch;
+}
+
+/* Passes the rows on that belong to a set. */
+typedef struct Filter
+{
+	const SmRanges *set;
+	SmOutboxRow row;
+	void	   *arg;
+	bool		ended;
+} Filter;
+
+static bool
+filter_row(const SmEvent *event, int entity_no, void *arg)
+{
+	Filter	   *filter = arg;
+
+	if (!sm_ranges_contain(filter->set, event->seq))
+		return true;
+	filter->ended = !filter->row(event, entity_no, filter->arg);
+	return !filter->ended;
+}
+
 /* The rows of a batch that was put together before, in order. */
 void
 sm_outbox_read_members(int log_id, const SmRanges *members, SmOutboxRow row, void *arg)
 {
 	static SmQuery query = {
 		"SELECT " EVENT_COLUMNS ", NULL::text"
-		" FROM unnest($2::int8multirange) AS r (seqs)"
-		" JOIN softmobile.outbox_event e ON e.lane_id = $1 AND e.seq >= lower(r.seqs) AND e.seq < upper(r.seqs)"
+		" FROM softmobile.outbox_event e"
 		" LEFT JOIN softmobile.outbox_entity t ON t.entity_no = e.entity_no"
-		" ORDER BY e.seq", 2, {INT4OID, TEXTOID}
+		" WHERE e.lane_id = $1 AND e.seq >= $2 AND e.seq < $3 ORDER BY e.lane_id, e.seq", 3,
+		{INT4OID, INT8OID, INT8OID}
 	};
-	SmArgs		args = {0};
+	Filter		filter = {.set = members, .row = row, .arg = arg};
 
-	sm_args_int4(&args, log_id);
-	sm_args_text(&args, sm_ranges_text(members));
-	hand_over(sm_query_open(&query, &args), row, arg);
+	for (int at = 0; at < members->n && !filter.ended;)
+	{
+		SmRange		stretch = next_stretch(members, &at);
+		SmArgs		args = {0};
+
+		sm_args_int4(&args, log_id);
+		sm_args_int8(&args, stretch.lo);
+		sm_args_int8(&args, stretch.hi);
+		hand_over(sm_query_open(&query, &args), filter_row, &filter);
+	}
 }
 
 /* Which numbers of these gaps are visible now (and of this branch, where given). */
@@ -310,21 +356,31 @@ void
 sm_outbox_visible(int log_id, const char *branch, const SmRanges *gaps, SmRanges *visible)
 {
 	static SmQuery query = {
-		"SELECT e.seq FROM unnest($2::int8multirange) AS r (seqs)"
-		" JOIN softmobile.outbox_event e ON e.lane_id = $1 AND e.seq >= lower(r.seqs) AND e.seq < upper(r.seqs)"
-		" WHERE $3 IS NULL OR e.branch_id = $3"
-		" ORDER BY e.seq", 3, {INT4OID, TEXTOID, TEXTOID}
+		"SELECT e.seq FROM softmobile.outbox_event e"
+		" WHERE e.lane_id = $1 AND e.seq >= $2 AND e.seq < $3 AND ($4 IS NULL OR e.branch_id = $4)"
+		" ORDER BY e.lane_id, e.seq", 4, {INT4OID, INT8OID, INT8OID, TEXTOID}
 	};
-	SmArgs		args = {0};
-	uint64		n;
 
-	sm_args_int4(&args, log_id);
-	sm_args_text(&args, sm_ranges_text(gaps));
-	sm_args_text(&args, branch);
-	n = sm_query_run(&query, &args);
-	for (uint64 i = 0; i < n; i++)
-		sm_ranges_append(visible, sm_row_int8(i, 1), sm_row_int8(i, 1) + 1);
-	SPI_freetuptable(SPI_tuptable);
+	for (int at = 0; at < gaps->n;)
+	{
+		SmRange		stretch = next_stretch(gaps, &at);
+		SmArgs		args = {0};
+		uint64		n;
+
+		sm_args_int4(&args, log_id);
+		sm_args_int8(&args, stretch.lo);
+		sm_args_int8(&args, stretch.hi);
+		sm_args_text(&args, branch);
+		n = sm_query_run(&query, &args);
+		for (uint64 i = 0; i < n; i++)
+		{
+			int64		seq = sm_row_int8(i, 1);
+
+			if (sm_ranges_contain(gaps, seq))
+				sm_ranges_append(visible, seq, seq + 1);
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
 }
 
 /*
