@@ -127,11 +127,11 @@ COMMENT ON TABLE softmobile.outbox_event_2 IS 'Segment 2 of outbox_event.';
 COMMENT ON TABLE softmobile.outbox_event_3 IS 'Segment 3 of outbox_event.';
 COMMENT ON TABLE softmobile.outbox_event_4 IS 'Segment 4 of outbox_event.';
 
--- An event is looked up by id through the time that its UUIDv7 carries.
-CREATE INDEX outbox_event_1_created_at ON softmobile.outbox_event_1 USING brin (created_at) WITH (pages_per_range = 32);
-CREATE INDEX outbox_event_2_created_at ON softmobile.outbox_event_2 USING brin (created_at) WITH (pages_per_range = 32);
-CREATE INDEX outbox_event_3_created_at ON softmobile.outbox_event_3 USING brin (created_at) WITH (pages_per_range = 32);
-CREATE INDEX outbox_event_4_created_at ON softmobile.outbox_event_4 USING brin (created_at) WITH (pages_per_range = 32);
+-- An event is looked up by its id, which grows with time.
+CREATE INDEX outbox_event_1_id ON softmobile.outbox_event_1 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX outbox_event_2_id ON softmobile.outbox_event_2 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX outbox_event_3_id ON softmobile.outbox_event_3 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX outbox_event_4_id ON softmobile.outbox_event_4 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 
 CREATE TABLE softmobile.outbox_segment (
 	segment integer PRIMARY KEY,
@@ -158,6 +158,7 @@ CREATE TABLE softmobile.outbox_batch (
 	exceptions integer NOT NULL DEFAULT 0,
 	session_id bigint
 );
+CREATE INDEX outbox_batch_by_lane ON softmobile.outbox_batch (lane_id, batch_id);
 CREATE INDEX outbox_batch_by_seq ON softmobile.outbox_batch (lane_id, last_seq, batch_id);
 COMMENT ON TABLE softmobile.outbox_batch IS 'The ledger: one row per settled batch, answering when and how an event was delivered; kind void: numbers of rolled-back transactions.';
 COMMENT ON COLUMN softmobile.outbox_batch.members IS 'Exact numbers of the lane that this batch settled.';

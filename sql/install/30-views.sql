@@ -8,18 +8,38 @@
 
 CREATE VIEW softmobile.outbox_lane_state AS
 SELECT l.lane_id, l.branch_id, l.priority, l.epoch_no, l.log_id, l.closed, l.status, l.batch, l.batch_key, l.attempt_count,
-	l.first_attempt_at, l.last_attempt_at, l.next_attempt_at, l.error_message,
+	l.first_attempt_at, l.last_attempt_at, l.next_attempt_at, l.error_message, l.settled_batch,
 	t.seqs IS NULL AS folded,
-	l.settled + coalesce(t.seqs, '{}'::int8multirange) AS settled_all,
-	CASE WHEN l.status = 'failed' THEN l.batch - (l.settled + coalesce(t.seqs, '{}'::int8multirange)) ELSE '{}'::int8multirange END AS failed
+	a.settled_all,
+	lower('{[1,)}'::int8multirange - a.settled_all) AS first_open,
+	CASE WHEN l.status = 'failed' THEN l.batch - a.settled_all ELSE '{}'::int8multirange END AS failed
 FROM softmobile.outbox_lane l
 	LEFT JOIN LATERAL (
 		SELECT range_agg(b.members) AS seqs
 		FROM softmobile.outbox_batch b
-		WHERE b.lane_id = l.lane_id AND b.batch_id > l.settled_batch) AS t ON true;
-COMMENT ON VIEW softmobile.outbox_lane_state IS 'Lanes with the whole of what is settled (the ledger''s tail included) and the members of the failed batch.';
+		WHERE b.lane_id = l.lane_id AND b.batch_id > l.settled_batch) AS t ON true
+	CROSS JOIN LATERAL (SELECT l.settled + coalesce(t.seqs, '{}'::int8multirange) AS settled_all OFFSET 0) AS a;
+COMMENT ON VIEW softmobile.outbox_lane_state IS 'Lanes with the whole of what is settled (the ledger''s tail included), the first number that is not, and the members of the failed batch.';
 
-CREATE INDEX outbox_batch_by_lane ON softmobile.outbox_batch (lane_id, batch_id);
+CREATE FUNCTION softmobile.ledger_of(lane integer, seq bigint) RETURNS softmobile.outbox_batch
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	b softmobile.outbox_batch;
+BEGIN
+	-- In the order of the index; nearly always the first row is it.
+	FOR b IN
+		SELECT * FROM softmobile.outbox_batch g WHERE g.lane_id = ledger_of.lane AND g.last_seq >= ledger_of.seq
+		ORDER BY g.lane_id, g.last_seq, g.batch_id
+	LOOP
+		IF b.members @> ledger_of.seq THEN
+			RETURN b;
+		END IF;
+	END LOOP;
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION softmobile.ledger_of(integer, bigint) IS 'The ledger row of an event: when and with how many attempts the batch was settled that it was in. NULL: not settled.';
 
 -- The lanes of unregistered branches deliver nothing themselves: what is in them counts in the lanes of the branches,
 -- and until its branch has some, it waits.
@@ -37,8 +57,7 @@ SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	e.payload, e.reason, e.actor, 'FAILED', t.priority, l.attempt_count, l.last_attempt_at, l.error_message,
 	false, e.created_at, coalesce(l.last_attempt_at, e.created_at)
 FROM softmobile.outbox_lane_state l
-	CROSS JOIN LATERAL unnest(l.failed) AS r (seqs)
-	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < coalesce(upper(r.seqs), 9223372036854775807)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(l.failed) AND e.seq < upper(l.failed) AND l.failed @> e.seq
 	JOIN softmobile.outbox_entity t USING (entity_no)
 WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
 UNION ALL
@@ -46,8 +65,7 @@ SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
 	e.payload, e.reason, e.actor, 'PENDING', t.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
 FROM softmobile.outbox_lane_state l
-	CROSS JOIN LATERAL unnest('{[1,)}'::int8multirange - l.settled_all - l.failed) AS r (seqs)
-	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < coalesce(upper(r.seqs), 9223372036854775807)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= l.first_open AND NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq
 	JOIN softmobile.outbox_entity t USING (entity_no)
 WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
 UNION ALL
@@ -62,16 +80,12 @@ WHERE u.branch_id IS NULL
 UNION ALL
 SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
-	e.payload, e.reason, e.actor, 'SENT', t.priority, b.attempt_count, b.last_attempt_at, NULL::text, false, e.created_at, b.settled_at
+	e.payload, e.reason, e.actor, 'SENT', t.priority,
+	(softmobile.ledger_of(l.lane_id, e.seq)).attempt_count, (softmobile.ledger_of(l.lane_id, e.seq)).last_attempt_at, NULL::text, false,
+	e.created_at, (softmobile.ledger_of(l.lane_id, e.seq)).settled_at
 FROM softmobile.outbox_lane_state l
-	CROSS JOIN LATERAL unnest(l.settled_all) AS r (seqs)
-	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(r.seqs) AND e.seq < upper(r.seqs)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND l.settled_all @> e.seq
 	JOIN softmobile.outbox_entity t USING (entity_no)
-	LEFT JOIN LATERAL (
-		SELECT g.attempt_count, g.last_attempt_at, g.settled_at
-		FROM softmobile.outbox_batch g
-		WHERE g.lane_id = l.lane_id AND g.last_seq >= e.seq AND g.members @> e.seq
-		ORDER BY g.last_seq, g.batch_id LIMIT 1) AS b ON true
 WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
 	AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = l.lane_id AND x.seq = e.seq);
 COMMENT ON VIEW softmobile.sync_outbox IS 'Every event with its delivery status: PENDING, FAILED (error_message says why; offline: no link) or SENT. Cannot be edited: call sync_outbox_retry(), requeue_failed_outbox_entries() or resend().';
@@ -79,16 +93,40 @@ COMMENT ON COLUMN softmobile.sync_outbox.attempt_count IS 'Attempts of the batch
 COMMENT ON COLUMN softmobile.sync_outbox.conflict_flag IS 'Central holds another version of the row; see sync_conflicts.';
 
 CREATE VIEW softmobile.sync_outbox_stats AS
-SELECT o.branch_id, o.entity_type, o.priority,
-	count(*) AS total,
-	count(*) FILTER (WHERE o.status = 'PENDING') AS pending,
-	count(*) FILTER (WHERE o.status = 'FAILED') AS failed,
-	count(*) FILTER (WHERE o.conflict_flag) AS conflicts,
-	max(o.updated_at) AS latest_update,
-	min(o.created_at) FILTER (WHERE o.status = 'PENDING') AS oldest_pending,
-	max(o.updated_at) FILTER (WHERE o.conflict_flag) AS last_conflict_at
-FROM softmobile.sync_outbox o
-GROUP BY o.branch_id, o.entity_type, o.priority;
+WITH counted AS (
+	SELECT coalesce(l.branch_id, e.branch_id) AS branch_id, e.entity_no,
+		count(*) AS total,
+		count(*) FILTER (WHERE NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq) AS pending,
+		count(*) FILTER (WHERE l.failed @> e.seq) AS failed,
+		0 AS conflicts,
+		greatest(max(e.created_at), max(l.last_attempt_at), max(b.settled_at)) AS latest_update,
+		min(e.created_at) FILTER (WHERE NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq) AS oldest_pending,
+		NULL::timestamptz AS last_conflict_at
+	FROM softmobile.outbox_event e
+		JOIN softmobile.outbox_lane_state l ON l.log_id = e.lane_id
+			-- an unregistered lane's event counts for its branch's lane, if that is there
+			AND CASE WHEN l.branch_id IS NULL
+				THEN NOT EXISTS (SELECT FROM softmobile.outbox_lane o WHERE o.log_id = l.lane_id AND o.branch_id = e.branch_id)
+				ELSE l.log_id = l.lane_id OR l.branch_id = e.branch_id END
+		LEFT JOIN softmobile.outbox_batch b ON b.batch_id = l.settled_batch
+	GROUP BY 1, 2
+	UNION ALL
+	-- Exceptions were counted as settled.
+	SELECT x.branch_id, x.entity_no, 0,
+		count(*) FILTER (WHERE x.state = 'queued'),
+		count(*) FILTER (WHERE x.state = 'failed'),
+		count(*) FILTER (WHERE x.kind = 'conflict'),
+		max(x.updated_at),
+		min(x.created_at) FILTER (WHERE x.state = 'queued'),
+		max(x.recorded_at) FILTER (WHERE x.kind = 'conflict')
+	FROM softmobile.outbox_exception x
+	WHERE x.state IN ('failed', 'queued')
+	GROUP BY 1, 2)
+SELECT c.branch_id, t.entity_type, t.priority,
+	sum(c.total)::bigint AS total, sum(c.pending)::bigint AS pending, sum(c.failed)::bigint AS failed, sum(c.conflicts)::bigint AS conflicts,
+	max(c.latest_update) AS latest_update, min(c.oldest_pending) AS oldest_pending, max(c.last_conflict_at) AS last_conflict_at
+FROM counted c JOIN softmobile.outbox_entity t USING (entity_no)
+GROUP BY c.branch_id, t.entity_type, t.priority;
 COMMENT ON VIEW softmobile.sync_outbox_stats IS 'The queue by branch, entity type and priority. total counts delivered events too, as long as they are kept (softmobile.retention).';
 
 CREATE VIEW softmobile.sync_history AS

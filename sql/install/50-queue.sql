@@ -73,11 +73,6 @@ $$;
 COMMENT ON FUNCTION softmobile.requeue_failed_outbox_entries(text, interval) IS
 'Requeues failed events whose last attempt is at least min_age ago (default: softmobile.retry_interval), of a branch or of all: they become PENDING with attempt_count 0 and are tried at once. Returns how many. Takes effect after commit. Conflicts and events at softmobile.max_attempts stay. Errors: 42704 unknown branch, 22023.';
 
-CREATE FUNCTION softmobile.event_time(id uuid) RETURNS timestamptz
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-RETURN to_timestamp((('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint) / 1000.0);
-COMMENT ON FUNCTION softmobile.event_time(uuid) IS 'The millisecond in which an event was captured, which its UUIDv7 carries; finds the event through the index on created_at.';
-
 CREATE FUNCTION softmobile.sync_outbox_retry(ids uuid[], reason text DEFAULT NULL) RETURNS SETOF softmobile.sync_outbox
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -85,8 +80,8 @@ AS $$
 DECLARE
 	why text := softmobile.required_reason(sync_outbox_retry.reason);
 	wanted uuid[];
-	since timestamptz;
-	until timestamptz;
+	first uuid;
+	last uuid;
 	found uuid[];
 	sent uuid;
 	conflict uuid;
@@ -97,11 +92,13 @@ BEGIN
 			USING ERRCODE = 'invalid_parameter_value', HINT = 'SELECT id FROM softmobile.sync_outbox WHERE status = ''FAILED'' lists what can be retried.';
 	END IF;
 	wanted := ARRAY(SELECT DISTINCT i FROM unnest(ids) AS i);
-	SELECT min(softmobile.event_time(i)), max(softmobile.event_time(i)) + interval '1 ms' INTO since, until FROM unnest(wanted) AS i;
+	-- Ids grow with time, so their limits find the part of the log that holds them.
+	first := (SELECT i FROM unnest(wanted) AS i ORDER BY i LIMIT 1);
+	last := (SELECT i FROM unnest(wanted) AS i ORDER BY i DESC LIMIT 1);
 
 	SELECT array_agg(o.id), (array_agg(o.id) FILTER (WHERE o.status = 'SENT'))[1], (array_agg(o.id) FILTER (WHERE o.conflict_flag))[1]
 	INTO found, sent, conflict
-	FROM softmobile.sync_outbox o WHERE o.created_at >= since AND o.created_at < until AND o.id = ANY (wanted);
+	FROM softmobile.sync_outbox o WHERE o.id >= first AND o.id <= last AND o.id = ANY (wanted);
 	IF coalesce(cardinality(found), 0) < cardinality(wanted) THEN
 		missing := (SELECT i FROM unnest(wanted) AS i WHERE i <> ALL (coalesce(found, '{}')) LIMIT 1);
 		RAISE EXCEPTION 'there is no event %', missing
@@ -124,7 +121,7 @@ BEGIN
 	RETURN QUERY
 		SELECT o.id, o.branch_id, o.entity_type, o.entity_id, o.operation, o.payload, o.reason, o.actor, 'PENDING'::text, o.priority,
 			0, NULL::timestamptz, NULL::text, false, o.created_at, clock_timestamp()
-		FROM softmobile.sync_outbox o WHERE o.created_at >= since AND o.created_at < until AND o.id = ANY (wanted)
+		FROM softmobile.sync_outbox o WHERE o.id >= first AND o.id <= last AND o.id = ANY (wanted)
 		ORDER BY o.created_at, o.id;
 END
 $$;
