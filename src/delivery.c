@@ -665,7 +665,8 @@ send_probes(TimestampTz now)
 
 /* --- the pass --- */
 
-static void
+/* Registers branches met in rows for the first time; true when there were any. */
+static bool
 discover_branches(void)
 {
 	List	   *branches = NIL;
@@ -673,8 +674,10 @@ discover_branches(void)
 
 	foreach(lc, sm_delivery_unregistered)
 		sm_batch_discover(lfirst(lc), &branches);
-	if (branches != NIL)
-		sm_outbox_register(branches);
+	if (branches == NIL)
+		return false;
+	sm_outbox_register(branches);
+	return true;
 }
 
 /* A new generation of lanes where this database may use numbers twice. */
@@ -714,7 +717,7 @@ sm_delivery_pass(void)
 		again = true;
 	}
 	apply_requests();
-	discover_branches();
+	again |= discover_branches();
 	requeue_what_is_due(now);
 	while (sm_request_take(MyDatabaseId, &ticket))
 		take_run(&ticket);
