@@ -61,7 +61,7 @@ softmobile--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) softmobile.
 
 # The central gateway is an ordinary program: libmicrohttpd in front, libpq behind.
 softmobile-gateway: $(GATEWAY_OBJS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -L$(shell $(PG_CONFIG) --libdir) -lpq -lmicrohttpd -lz -lcrypto -lpthread
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -L$(shell $(PG_CONFIG) --libdir) -lpq -lmicrohttpd -ljansson -lz -lcrypto -lpthread
 
 $(GATEWAY_OBJS): CPPFLAGS += -I$(shell $(PG_CONFIG) --includedir)
 

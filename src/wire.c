@@ -335,8 +335,8 @@ append_event(SmBody *body, StringInfo buf, const SmEvent *event, const char *lan
 {
 	const char *payload;
 	int			payload_len = event->payload_len;
-	const char *suffix = event->op == 'i' ? ".insert" :
-		event->op == 'u' ? ".update" : ".delete";
+	const char *suffix = event->op == 'u' ? ".update" :
+		event->op == 'd' ? ".delete" : ".insert";
 	char		number[32];
 	char		id[37];
 
@@ -366,6 +366,8 @@ append_event(SmBody *body, StringInfo buf, const SmEvent *event, const char *lan
 		 !append_text(body, buf, "reason", "", event->reason, "")) ||
 		(event->actor != NULL &&
 		 !append_text(body, buf, "actor", "", event->actor, "")) ||
+		(event->op == 's' &&
+		 !append_text(body, buf, "snapshot", "", "true", "")) ||
 		(event->resolution != NULL &&
 		 !append_text(body, buf, "resolution", "", event->resolution, "")))
 		return false;

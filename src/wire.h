@@ -21,7 +21,7 @@ typedef struct SmEvent
 {
 	int64		seq;
 	pg_uuid_t	id;
-	char		op;				/* 'i', 'u' or 'd' */
+	char		op;				/* 'i', 'u', 'd'; 's': an existing row, sent as an insert with snapshot */
 	const char *entity_type;
 	const char *entity_id;
 	const char *branch_id;
