@@ -7,7 +7,13 @@ if [ "$(id -u)" = 0 ]; then run_as=postgres; else run_as=$(id -un); fi
 
 as_user()
 {
-	if [ "$(id -un)" = "$run_as" ]; then "$@"; else setpriv --reuid="$run_as" --regid="$(id -g "$run_as")" --init-groups --reset-env "$@"; fi
+	(exec_as_user "$@")
+}
+
+# Replaces this shell, so that in a background subshell $! is the program itself.
+exec_as_user()
+{
+	if [ "$(id -un)" = "$run_as" ]; then exec "$@"; else exec setpriv --reuid="$run_as" --regid="$(id -g "$run_as")" --init-groups --reset-env "$@"; fi
 }
 
 say()
