@@ -14,10 +14,10 @@ BEGIN
 		WHEN 'app' THEN
 			-- Sells, sets reasons, looks at the queue's figures, runs a synchronisation.
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox_stats, softmobile.sync_history TO %I', role);
-			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.sync_run(bigint, interval), softmobile.worker_status() TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.worker_status() TO %I', role);
 		WHEN 'operator' THEN
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table TO %I', role);
-			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.sync_run(bigint, interval), softmobile.worker_status(), softmobile.requeue_failed_outbox_entries(text, interval), softmobile.requeue_failed_outbox_entries(bigint, interval), softmobile.sync_outbox_retry(uuid[], text), softmobile.resend(text, text, int8multirange, text, uuid), softmobile.resend(bigint, text, int8multirange, text, uuid), softmobile.register_branch(text, text, text, boolean, text), softmobile.register_branch(bigint, text, text, boolean, text) TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.worker_status(), softmobile.requeue_failed_outbox_entries(text, interval), softmobile.sync_outbox_retry(uuid[], text), softmobile.resend(text, text, int8multirange, text, uuid), softmobile.register_branch(text, text, text, boolean, text) TO %I', role);
 		WHEN 'auditor' THEN
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table, softmobile.outbox_batch, softmobile.outbox_exception, softmobile.outbox_epoch TO %I', role);
 		WHEN 'worker' THEN
