@@ -45,6 +45,7 @@
 /* Waits between looks when nothing else calls for one. */
 #define IDLE_MS				5000
 #define OPEN_GAP_MS			1000
+#define HELD_MS				1000
 #define PRESSING_MS			5
 
 #define AUTOMATIC_REASON	"Sincronización automática"
@@ -760,6 +761,8 @@ sm_delivery_timeout_ms(void)
 			next = earlier(next, branch->endpoint->next_probe);
 		if (branch->not_before > now)
 			next = earlier(next, branch->not_before);
+		if (branch->held)		/* the token file is looked at */
+			next = earlier(next, TimestampTzPlusMilliseconds(now, HELD_MS));
 		foreach(cell, branch->lanes)
 		{
 			SmLane	   *lane = lfirst(cell);

@@ -252,10 +252,12 @@ CREATE TABLE softmobile.outbox_snapshot (
 	next_block bigint NOT NULL DEFAULT 0,
 	end_block bigint NOT NULL,
 	root regclass NOT NULL,
+	branch_id text NOT NULL,
 	actor text NOT NULL,
 	reason text,
 	requested_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON COLUMN softmobile.outbox_snapshot.branch_id IS 'softmobile.branch_id of whoever attached the table: the existing rows belong where that session''s new rows do.';
 COMMENT ON TABLE softmobile.outbox_snapshot IS 'attach(initial => ''snapshot''): tables whose existing rows the worker still has to queue, a few blocks in each transaction.';
 
 CREATE TABLE softmobile.outbox_identity (

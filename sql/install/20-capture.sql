@@ -424,12 +424,13 @@ BEGIN
 	PERFORM softmobile.cover("table");
 
 	IF initial = 'snapshot' THEN
-		INSERT INTO softmobile.outbox_snapshot (relation, end_block, root, actor, reason)
+		INSERT INTO softmobile.outbox_snapshot (relation, end_block, root, branch_id, actor, reason)
 		WITH RECURSIVE tree (relid) AS (
 			SELECT "table"::oid
 			UNION
 			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
-		SELECT c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint, "table", softmobile.calling_role(), softmobile.current_reason()
+		SELECT c.oid, pg_relation_size(c.oid) / current_setting('block_size')::bigint, "table",
+			current_setting('softmobile.branch_id'), softmobile.calling_role(), softmobile.current_reason()
 		FROM tree JOIN pg_class c ON c.oid = tree.relid
 		WHERE c.relkind = 'r' AND pg_relation_size(c.oid) > 0;
 		PERFORM softmobile.poke();

@@ -188,6 +188,7 @@ BEGIN
 	END IF;
 	upto := least(s.next_block + blocks, s.end_block);
 	IF EXISTS (SELECT FROM pg_class c WHERE c.oid = s.relation) AND s.next_block < upto THEN
+		PERFORM set_config('softmobile.branch_id', s.branch_id, true);
 		events := softmobile.capture_existing(s.relation, s.next_block, upto, s.actor, s.reason);
 	END IF;
 	IF upto >= s.end_block THEN
