@@ -2,10 +2,15 @@
  * Headquarters: what central keeps, and central_receive(), by which the gateway
  * stores a batch in one transaction.
  *
- * An event's identity is (branch, id): replays and resends are recognized by it,
- * never by their number.  The projection holds the latest row of every entity
- * and takes only what is newer by (epoch_no, seq), so order of arrival does not
- * matter.  Every key begins with the branch: the whole shards by branch.
+ * - An event's identity is (branch, id).  Replays and resends are known by it, never
+ *   by their number, so an Idempotency-Key adds nothing and is not kept.
+ * - A branch's row in central_branch is the lock of all that is kept of the branch:
+ *   its batches follow one another, and a doubled batch sees the first one's events.
+ * - The projection holds the latest row of every entity, and takes only what is newer
+ *   by (epoch_no, seq).  Snapshot events are older than any other.
+ * - central_span holds, as ranges, the numbers that were received.  A new id with a
+ *   number that is there already is a fork; no index over the inbox is needed to see it.
+ * - Every key begins with the branch: the whole shards by branch.
  */
 
 CREATE TABLE softmobile.central_branch (
@@ -13,11 +18,11 @@ CREATE TABLE softmobile.central_branch (
 	active boolean NOT NULL DEFAULT true,
 	first_seen timestamptz NOT NULL DEFAULT now(),
 	last_seen timestamptz
-);
-COMMENT ON TABLE softmobile.central_branch IS 'Branches that have a token or have sent. active = false: nothing is taken from it.';
+) WITH (fillfactor = 50);
+COMMENT ON TABLE softmobile.central_branch IS 'Branches that have or had a token. active = false: nothing is taken from it. The row is locked while a batch of the branch is stored.';
 
 CREATE TABLE softmobile.central_token (
-	token_hash bytea PRIMARY KEY,
+	token_hash bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
 	label text NOT NULL,
 	branches text[] COLLATE "C" NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT now(),
@@ -31,76 +36,86 @@ CREATE TABLE softmobile.central_lane (
 	epoch uuid NOT NULL,
 	lane text COLLATE "C" NOT NULL,
 	epoch_no integer NOT NULL,
-	highest_seq bigint NOT NULL DEFAULT 0,
-	events bigint NOT NULL DEFAULT 0,
-	last_received_at timestamptz,
+	highest_seq bigint NOT NULL,
+	events bigint NOT NULL,
+	last_received_at timestamptz NOT NULL,
 	PRIMARY KEY (branch_id, epoch, lane)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE softmobile.central_lane IS 'Lanes that have sent, each locked while one of its batches is stored: batches of a lane follow one another, a doubled one sees the first.';
-COMMENT ON COLUMN softmobile.central_lane.highest_seq IS 'Highest number received; a new event at or below it is late, sent again, or a fork.';
+COMMENT ON TABLE softmobile.central_lane IS 'Lanes that have sent.';
+COMMENT ON COLUMN softmobile.central_lane.highest_seq IS 'Highest number received; a new event at or below it is late, sent again after a loss at central, or a fork.';
+
+CREATE TABLE softmobile.central_span (
+	branch_id text COLLATE "C" NOT NULL,
+	epoch uuid NOT NULL,
+	lane text COLLATE "C" NOT NULL,
+	void boolean NOT NULL,
+	first_seq bigint NOT NULL,
+	last_seq bigint NOT NULL,
+	PRIMARY KEY (branch_id, epoch, lane, void, first_seq)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE softmobile.central_span IS 'Numbers of a lane as ranges that neither touch nor overlap: received (an event of this number is in the inbox), or void (rolled back, as the branch declared). Rows, not one multirange: with many gaps that would be rewritten whole by each batch.';
 
 CREATE TABLE softmobile.central_inbox (
 	branch_id text COLLATE "C" NOT NULL,
 	id uuid NOT NULL,
 	epoch uuid NOT NULL,
 	seq bigint NOT NULL,
+	event_time timestamptz NOT NULL,
+	received_at timestamptz NOT NULL,
 	epoch_no integer NOT NULL,
 	lane text COLLATE "C" NOT NULL,
 	entity_type text COLLATE "C" NOT NULL,
 	entity_id text COLLATE "C" NOT NULL,
 	op text COLLATE "C" NOT NULL,
-	event_time timestamptz NOT NULL,
-	received_at timestamptz NOT NULL DEFAULT now(),
+	effect text COLLATE "C" NOT NULL,
 	actor text,
 	reason text,
 	data json NOT NULL,
 	PRIMARY KEY (branch_id, id)
 );
--- Only late, repeated and forked numbers are looked up; they arrive roughly in order.
-CREATE INDEX central_inbox_seq ON softmobile.central_inbox USING brin (seq) WITH (autosummarize = on);
-COMMENT ON TABLE softmobile.central_inbox IS 'Every event received, once. Deduplication lasts as long as its rows are kept.';
+COMMENT ON TABLE softmobile.central_inbox IS 'Every event received, once; rejected ones are not received. Deduplication lasts as long as its rows are kept.';
+COMMENT ON COLUMN softmobile.central_inbox.effect IS 'applied: it made the projection''s row, or one of those before; older: the projection held something newer; conflict: see central_conflicts; overruled: a conflict that was resolved for central''s row.';
+COMMENT ON COLUMN softmobile.central_inbox.data IS 'The event''s data, byte for byte.';
 
 CREATE TABLE softmobile.central_projection (
 	branch_id text COLLATE "C" NOT NULL,
 	entity_type text COLLATE "C" NOT NULL,
 	entity_id text COLLATE "C" NOT NULL,
-	epoch_no integer NOT NULL,
 	seq bigint NOT NULL,
+	changed_at timestamptz NOT NULL,
+	epoch_no integer NOT NULL,
 	deleted boolean NOT NULL,
-	changed_here boolean NOT NULL DEFAULT false,
-	row json,
-	changed_at timestamptz NOT NULL DEFAULT now(),
-	PRIMARY KEY (branch_id, entity_type, entity_id)
+	changed_here boolean NOT NULL,
+	row jsonb,
+	PRIMARY KEY (branch_id, entity_type, entity_id),
+	CHECK (deleted = (row IS NULL))
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE softmobile.central_projection IS 'The latest row of every entity, by branch.';
-COMMENT ON COLUMN softmobile.central_projection.seq IS 'With epoch_no: the event that made this row; only newer ones replace it.';
-COMMENT ON COLUMN softmobile.central_projection.changed_here IS 'Headquarters changed the row since by central_change(): a branch''s change of other values is a conflict.';
+COMMENT ON COLUMN softmobile.central_projection.seq IS 'With epoch_no: the event that made this row; only newer ones replace it. epoch_no 0: a snapshot event; -1: only headquarters.';
+COMMENT ON COLUMN softmobile.central_projection.changed_here IS 'Headquarters holds values that the branch does not know, by central_change(): the branch''s change of the same columns is a conflict, of other columns is merged.';
 COMMENT ON COLUMN softmobile.central_projection.deleted IS 'The row was deleted; kept, so that nothing older brings it back.';
 
 CREATE TABLE softmobile.central_conflict (
 	branch_id text COLLATE "C" NOT NULL,
 	id uuid NOT NULL,
-	entity_type text COLLATE "C" NOT NULL,
-	entity_id text COLLATE "C" NOT NULL,
-	event json NOT NULL,
-	central_row json,
-	detected_at timestamptz NOT NULL DEFAULT now(),
+	central_row jsonb,
+	detail text NOT NULL,
+	detected_at timestamptz NOT NULL,
 	resolved_at timestamptz,
 	PRIMARY KEY (branch_id, id)
 );
-COMMENT ON TABLE softmobile.central_conflict IS 'Events that were answered as conflict. Not in the inbox: sent again, they are looked at again.';
+COMMENT ON TABLE softmobile.central_conflict IS 'Events that were answered as conflict, with the row that central held then.';
 
 CREATE TABLE softmobile.central_fork (
 	branch_id text COLLATE "C" NOT NULL,
+	id uuid NOT NULL,
 	epoch uuid NOT NULL,
 	lane text COLLATE "C" NOT NULL,
 	seq bigint NOT NULL,
-	first_id uuid NOT NULL,
-	second_id uuid NOT NULL,
-	seen_at timestamptz NOT NULL DEFAULT now(),
-	PRIMARY KEY (branch_id, epoch, lane, seq, second_id)
+	seen_at timestamptz NOT NULL,
+	PRIMARY KEY (branch_id, id)
 );
-COMMENT ON TABLE softmobile.central_fork IS 'Numbers that a branch used for two events: it was cloned, or restored without noticing. Both events are kept.';
+COMMENT ON TABLE softmobile.central_fork IS 'Events whose number their lane had used for another event: the branch''s server was cloned, or set back without noticing. Both events are kept.';
 
 CREATE TABLE softmobile.central_audit (
 	id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
@@ -120,9 +135,9 @@ DO $$
 DECLARE
 	t regclass;
 BEGIN
-	FOREACH t IN ARRAY '{softmobile.central_branch, softmobile.central_token, softmobile.central_lane, softmobile.central_inbox,
-		softmobile.central_projection, softmobile.central_conflict, softmobile.central_fork, softmobile.central_audit,
-		softmobile.central_audit_id_seq}'::regclass[] LOOP
+	FOREACH t IN ARRAY '{softmobile.central_branch, softmobile.central_token, softmobile.central_lane, softmobile.central_span,
+		softmobile.central_inbox, softmobile.central_projection, softmobile.central_conflict, softmobile.central_fork,
+		softmobile.central_audit, softmobile.central_audit_id_seq}'::regclass[] LOOP
 		PERFORM pg_extension_config_dump(t, '');
 	END LOOP;
 END
@@ -137,7 +152,7 @@ AS $$
 DECLARE
 	token text := translate(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
 BEGIN
-	IF coalesce(cardinality(branches), 0) = 0 OR array_position(branches, NULL) IS NOT NULL THEN
+	IF coalesce(cardinality(branches), 0) = 0 OR array_position(branches, NULL) IS NOT NULL OR '' = ANY (branches) THEN
 		RAISE EXCEPTION 'a token needs at least one branch'
 			USING ERRCODE = 'invalid_parameter_value', HINT = 'Name the branches that its holder may send for.';
 	END IF;
@@ -175,238 +190,3 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.central_revoke_token(text) IS 'Revokes the tokens with a label, at once. Returns how many. Error: 42704 none valid.';
-
-/* Receiving. */
-
-CREATE FUNCTION softmobile.central_text(value text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	bytes bytea := '';
-	part text;
-BEGIN
-	IF position('%' IN value) = 0 THEN
-		RETURN value;
-	END IF;
-	FOR part IN SELECT m[1] FROM regexp_matches(value, '(%[0-9A-Fa-f]{2}|[^%]+|%)', 'g') AS m LOOP
-		bytes := bytes || CASE WHEN part ~ '^%..$' THEN decode(substr(part, 2), 'hex') ELSE convert_to(part, 'UTF8') END;
-	END LOOP;
-	RETURN convert_from(bytes, 'UTF8');
-END
-$$;
-COMMENT ON FUNCTION softmobile.central_text(text) IS 'Internal: undoes percent-encoding. Error: 22021 no UTF-8.';
-
-CREATE FUNCTION softmobile.central_differs(base json, old json) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (SELECT FROM jsonb_each(old::jsonb) AS o (key, value) WHERE (base::jsonb -> o.key) IS DISTINCT FROM o.value);
-COMMENT ON FUNCTION softmobile.central_differs(json, json) IS 'Internal: whether a row holds other values than these in the columns that are named.';
-
-CREATE FUNCTION softmobile.central_refuse(branch text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	RAISE EXCEPTION 'this token may not write for branch "%"', branch
-		USING ERRCODE = 'insufficient_privilege', HINT = 'Ask headquarters for a token of this branch, or to activate it.';
-END
-$$;
-COMMENT ON FUNCTION softmobile.central_refuse(text) IS 'Internal: raises 42501 for a branch that the token does not cover, or that is not active.';
-
-CREATE FUNCTION softmobile.central_receive(body text, token_hash bytea) RETURNS text
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-	allowed text[];
-	doc json;
-	n integer;
-	accepted integer;
-	results json;
-	result_count integer;
-	fork text;
-BEGIN
-	SELECT ARRAY(SELECT b.branch_id FROM softmobile.central_branch b WHERE b.branch_id = ANY (t.branches) AND b.active) INTO allowed
-	FROM softmobile.central_token t
-	WHERE t.token_hash = central_receive.token_hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
-	IF NOT FOUND THEN
-		RAISE EXCEPTION 'the token is not valid'
-			USING ERRCODE = 'invalid_authorization_specification', HINT = 'Ask headquarters for a token: central_create_token().';
-	END IF;
-	doc := body::json;
-	IF json_typeof(doc) <> 'array' THEN
-		RAISE EXCEPTION 'the body is not a JSON array of events' USING ERRCODE = 'invalid_parameter_value';
-	END IF;
-
-	-- Batches of one branch follow one another. What the source looks like is enough for a lock.
-	PERFORM pg_advisory_xact_lock(1936878958, hashtext(substring(left(body, 4000) FROM '"source"\s*:\s*"([^"]*)"')));
-
-	WITH raw AS MATERIALIZED (
-		SELECT r.*, CASE WHEN b.branch_id = ANY (allowed) THEN b.branch_id ELSE softmobile.central_refuse(b.branch_id) END AS branch_id,
-			split_part(r.type, '.', 2) AS entity_type, split_part(r.type, '.', 3) AS op
-		FROM ROWS FROM (json_to_recordset(doc) AS (specversion text, id text, source text, type text, subject text, "time" text,
-				sequence text, lane text, epoch text, epochno text, reason text, actor text, resolution text, snapshot text, data json))
-			WITH ORDINALITY AS r (specversion, id, source, type, subject, "time", sequence, lane, epoch, epochno, reason, actor, resolution, snapshot, data, n)
-			CROSS JOIN LATERAL (SELECT softmobile.central_text(substring(r.source FROM '^/branches/(.+)$')) AS branch_id OFFSET 0) AS b
-	), checked AS MATERIALIZED (
-		SELECT r.*, CASE
-			WHEN r.specversion IS DISTINCT FROM '1.0' THEN 'specversion must be 1.0'
-			WHEN r.type IS NULL OR r.type !~ '^softmobile\.[A-Za-z][A-Za-z0-9_-]*\.(insert|update|delete)$' THEN 'type must be softmobile.<entity type>.<operation>'
-			WHEN r.subject IS NULL THEN 'subject is missing'
-			WHEN r.sequence IS NULL OR r.sequence !~ '^[1-9][0-9]{0,17}$' THEN 'sequence must be a positive number'
-			WHEN r.lane IS NULL OR r.lane NOT IN ('high', 'normal', 'low') THEN 'lane must be high, normal or low'
-			WHEN r.epochno !~ '^[0-9]{1,9}$' THEN 'epochno must be a number'
-			WHEN r."time" IS NULL OR r."time" !~ '^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$' THEN 'time must be an RFC 3339 time'
-			WHEN json_typeof(r.data) IS DISTINCT FROM 'object' THEN 'data must be an object'
-			WHEN r.op <> 'delete' AND json_typeof(r.data -> 'new') IS DISTINCT FROM 'object' THEN 'data.new must be the row'
-			WHEN r.op <> 'insert' AND json_typeof(r.data -> 'old') IS DISTINCT FROM 'object' THEN 'data.old must be the values of before'
-			END AS problem
-		FROM raw r
-	), fresh AS MATERIALIZED (
-		-- Not seen before; of an id that the batch holds twice, the first.
-		SELECT c.branch_id, c.id, c.epoch, c.seq, c.epoch_no, c.lane, c.entity_type, c.entity_id, c.op, c.event_time, c.actor, c.reason, c.data,
-			c.resolution, c.snapshot, c.order_epoch, c.order_seq,
-			p.branch_id IS NOT NULL AS known, p.row AS base, p.deleted AS base_deleted, p.changed_here,
-			(c.order_epoch, c.order_seq) > (coalesce(p.epoch_no, -1), coalesce(p.seq, -1)) AS newer,
-			row_number() OVER entity AS place, lead(c.n) OVER entity IS NULL AS is_last,
-			c.event
-		FROM (
-			SELECT DISTINCT ON (c.branch_id, c.id::uuid) c.n, c.branch_id, c.id::uuid AS id, coalesce(c.epoch, '00000000-0000-0000-0000-000000000000')::uuid AS epoch, c.sequence::bigint AS seq,
-				coalesce(c.epochno, '0')::integer AS epoch_no, c.lane, c.entity_type, c.subject AS entity_id, c.op,
-				c."time"::timestamptz AS event_time, c.actor, c.reason, c.data, c.resolution, c.snapshot IS NOT NULL AS snapshot,
-				CASE WHEN c.snapshot IS NULL THEN coalesce(c.epochno, '0')::integer ELSE 0 END AS order_epoch,
-				CASE WHEN c.snapshot IS NULL THEN c.sequence::bigint ELSE 0 END AS order_seq,
-				CASE WHEN c.op <> 'insert' THEN json_build_object('sequence', c.sequence, 'lane', c.lane, 'op', c.op, 'reason', c.reason, 'actor', c.actor, 'data', c.data) END AS event
-			FROM checked c WHERE c.problem IS NULL
-			ORDER BY c.branch_id, c.id::uuid, c.n) AS c
-			LEFT JOIN softmobile.central_projection p ON p.branch_id = c.branch_id AND p.entity_type = c.entity_type AND p.entity_id = c.entity_id
-		WHERE NOT EXISTS (SELECT FROM softmobile.central_inbox i WHERE i.branch_id = c.branch_id AND i.id = c.id)
-		WINDOW entity AS (PARTITION BY c.branch_id, c.entity_type, c.entity_id ORDER BY c.order_epoch, c.order_seq)
-	), judged AS MATERIALIZED (
-		-- The first event of an entity is compared with what central holds; what follows it in the batch shares its fate.
-		SELECT f.*, first_value(f.place = 1 AND f.known AND f.newer AND NOT f.snapshot AND f.resolution IS NULL AND CASE
-				WHEN f.op = 'insert' THEN f.changed_here
-				WHEN f.base_deleted THEN f.changed_here
-				ELSE softmobile.central_differs(f.base, f.data -> 'old') END) OVER entity AS conflict
-		FROM fresh f
-		WINDOW entity AS (PARTITION BY f.branch_id, f.entity_type, f.entity_id ORDER BY f.place)
-	), stored AS (
-		INSERT INTO softmobile.central_inbox (branch_id, id, epoch, seq, epoch_no, lane, entity_type, entity_id, op, event_time, actor, reason, data)
-		SELECT j.branch_id, j.id, j.epoch, j.seq, j.epoch_no, j.lane, j.entity_type, j.entity_id, j.op, j.event_time, j.actor, j.reason, j.data
-		FROM judged j WHERE NOT j.conflict
-		ON CONFLICT DO NOTHING
-		RETURNING 1
-	), projected AS (
-		INSERT INTO softmobile.central_projection AS p (branch_id, entity_type, entity_id, epoch_no, seq, deleted, changed_here, row)
-		SELECT j.branch_id, j.entity_type, j.entity_id, j.order_epoch, j.order_seq, j.op = 'delete',
-			coalesce(j.changed_here AND j.op = 'update' AND j.resolution IS NULL, false),
-			CASE
-				WHEN j.op = 'delete' THEN NULL
-				-- Columns that only headquarters has changed stay as they are there.
-				WHEN j.changed_here AND j.op = 'update' AND j.resolution IS NULL THEN (
-					SELECT (j.base::jsonb || coalesce(jsonb_object_agg(k.key, (j.data -> 'new')::jsonb -> k.key), '{}'))::json
-					FROM judged o CROSS JOIN LATERAL json_object_keys(o.data -> 'old') AS k (key)
-					WHERE o.branch_id = j.branch_id AND o.entity_type = j.entity_type AND o.entity_id = j.entity_id AND o.op = 'update')
-				ELSE j.data -> 'new' END
-		FROM judged j WHERE j.is_last AND NOT j.conflict
-		ON CONFLICT (branch_id, entity_type, entity_id) DO UPDATE
-		SET epoch_no = excluded.epoch_no, seq = excluded.seq, deleted = excluded.deleted, changed_here = excluded.changed_here,
-			row = excluded.row, changed_at = excluded.changed_at
-		WHERE (excluded.epoch_no, excluded.seq) > (p.epoch_no, p.seq)
-	), conflicts AS (
-		INSERT INTO softmobile.central_conflict AS k (branch_id, id, entity_type, entity_id, event, central_row)
-		SELECT j.branch_id, j.id, j.entity_type, j.entity_id, coalesce(j.event, j.data), j.base FROM judged j WHERE j.conflict
-		ON CONFLICT (branch_id, id) DO UPDATE SET central_row = excluded.central_row, detected_at = excluded.detected_at
-	), settled_conflicts AS (
-		UPDATE softmobile.central_conflict k SET resolved_at = now()
-		FROM judged j WHERE k.branch_id = j.branch_id AND k.id = j.id AND NOT j.conflict AND j.resolution IS NOT NULL
-	), forks AS (
-		INSERT INTO softmobile.central_fork (branch_id, epoch, lane, seq, first_id, second_id)
-		SELECT j.branch_id, j.epoch, j.lane, j.seq, i.id, j.id
-		FROM judged j
-			JOIN softmobile.central_lane l ON l.branch_id = j.branch_id AND l.epoch = j.epoch AND l.lane = j.lane AND l.highest_seq >= j.seq
-			JOIN softmobile.central_inbox i ON i.seq = j.seq AND i.branch_id = j.branch_id AND i.epoch = j.epoch AND i.lane = j.lane AND i.id <> j.id
-		WHERE NOT j.conflict
-		ON CONFLICT DO NOTHING
-		RETURNING *
-	), lanes AS (
-		INSERT INTO softmobile.central_lane AS l (branch_id, epoch, lane, epoch_no, highest_seq, events, last_received_at)
-		SELECT j.branch_id, j.epoch, j.lane, max(j.epoch_no), max(j.seq), count(*), now()
-		FROM judged j WHERE NOT j.conflict GROUP BY 1, 2, 3
-		ON CONFLICT (branch_id, epoch, lane) DO UPDATE
-		SET highest_seq = greatest(l.highest_seq, excluded.highest_seq), events = l.events + excluded.events, last_received_at = excluded.last_received_at
-	), seen AS (
-		UPDATE softmobile.central_branch b SET last_seen = now() WHERE b.branch_id IN (SELECT r.branch_id FROM raw r)
-	), answers AS (
-		SELECT c.n, json_build_object('id', c.id, 'status', 'rejected', 'detail', c.problem) AS answer
-		FROM checked c WHERE c.problem IS NOT NULL
-		UNION ALL
-		SELECT 0, json_build_object('id', j.id, 'status', 'conflict',
-			'detail', CASE WHEN j.base_deleted THEN 'headquarters has deleted the row' ELSE 'headquarters holds other values' END,
-			'current', CASE WHEN j.base_deleted THEN NULL ELSE j.base END)
-		FROM judged j WHERE j.conflict
-	)
-	SELECT (SELECT count(*) FROM raw), (SELECT count(*) FROM stored), (SELECT json_agg(a.answer ORDER BY a.n) FROM answers a), (SELECT count(*) FROM answers),
-		(SELECT format('Branch "%s" used number %s of lane %s for events %s and %s; both are kept.', f.branch_id, f.seq, f.lane, f.first_id, f.second_id) FROM forks f LIMIT 1)
-	INTO n, accepted, results, result_count, fork;
-
-	IF fork IS NOT NULL THEN
-		RAISE WARNING 'two servers send as one branch'
-			USING DETAIL = fork, HINT = 'The branch''s server was cloned, or set back without noticing. See softmobile.central_fork.';
-	END IF;
-	IF n > 10000 THEN
-		RAISE EXCEPTION 'a batch has at most 10000 events' USING ERRCODE = 'program_limit_exceeded';
-	END IF;
-	RETURN json_build_object('accepted', accepted, 'duplicates', n - accepted - result_count, 'results', coalesce(results, '[]'));
-END
-$$;
-COMMENT ON FUNCTION softmobile.central_receive(text, bytea) IS
-'Stores a batch of CloudEvents for the holder of the token (its SHA-256) and returns the receipt. Idempotency-Key is not needed: an id that was received is a duplicate. Errors: 28000 token not valid; 42501 not for this branch; 22xxx the body or a value in it is malformed; 54000 more than 10,000 events.';
-
-CREATE FUNCTION softmobile.central_health() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN CASE WHEN pg_is_in_recovery() THEN 'read-only' ELSE 'ok' END;
-COMMENT ON FUNCTION softmobile.central_health() IS 'ok when this server can take events, else why not; for the gateway''s GET /health.';
-
-CREATE FUNCTION softmobile.central_change(branch text, entity_type text, entity_id text, new_row json, reason text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_variable
-DECLARE
-	why text := softmobile.required_reason(reason);
-BEGIN
-	IF new_row IS NOT NULL AND json_typeof(new_row) <> 'object' THEN
-		RAISE EXCEPTION 'the new row must be a JSON object'
-			USING ERRCODE = 'invalid_parameter_value', HINT = 'Pass the whole row, or NULL to delete it.';
-	END IF;
-	INSERT INTO softmobile.central_projection AS p (branch_id, entity_type, entity_id, epoch_no, seq, deleted, changed_here, row)
-	VALUES (branch, entity_type, entity_id, -1, -1, new_row IS NULL, true, new_row)
-	ON CONFLICT ON CONSTRAINT central_projection_pkey DO UPDATE
-	SET deleted = excluded.deleted, changed_here = true, row = excluded.row, changed_at = excluded.changed_at;
-	INSERT INTO softmobile.central_audit (action, branch_id, reason, details, current_user_name)
-	VALUES ('change', branch, why, jsonb_build_object('entity_type', entity_type, 'entity_id', entity_id, 'new', new_row), softmobile.calling_role());
-END
-$$;
-COMMENT ON FUNCTION softmobile.central_change(text, text, text, json, text) IS
-'Headquarters changes (new_row NULL: deletes) the row of an entity of a branch. If the branch changes the same columns without knowing, that is a conflict. Errors: 22023 no object, 23514 no reason.';
-
-CREATE VIEW softmobile.central_status AS
-SELECT b.branch_id, b.active, b.last_seen, coalesce(l.events, 0) AS events, l.last_received_at,
-	(SELECT count(*) FROM softmobile.central_conflict c WHERE c.branch_id = b.branch_id AND c.resolved_at IS NULL) AS open_conflicts,
-	(SELECT count(*) FROM softmobile.central_fork f WHERE f.branch_id = b.branch_id) AS forks
-FROM softmobile.central_branch b
-	LEFT JOIN LATERAL (
-		SELECT sum(l.events)::bigint AS events, max(l.last_received_at) AS last_received_at
-		FROM softmobile.central_lane l WHERE l.branch_id = b.branch_id) AS l ON true;
-COMMENT ON VIEW softmobile.central_status IS 'Branches as headquarters sees them: when they were last heard of, how many events came, what needs attention.';
-
-CREATE FUNCTION softmobile.grant_central(role name) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
-		RAISE EXCEPTION 'role "%" does not exist', role
-			USING ERRCODE = 'undefined_object', HINT = 'Create it first: CREATE ROLE ' || quote_ident(role) || ' LOGIN.';
-	END IF;
-	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_receive(text, bytea), softmobile.central_health() TO %I', role);
-END
-$$;
-COMMENT ON FUNCTION softmobile.grant_central(name) IS 'Grants a role what the gateway needs, and nothing else. Error: 42704.';

@@ -174,14 +174,11 @@ answer_error(const PGresult *result)
 
 	if (state == NULL)
 		return answer_problem(503, "The database connection was lost.");
-	if (strcmp(state, "28000") == 0)
-		return answer_problem(401, message);
-	if (strcmp(state, "42501") == 0 && message != NULL && starts_with(message, "this token"))
-		return answer_problem(403, message);
-	if (strcmp(state, "54000") == 0)
-		return answer_problem(413, message);
-	if (starts_with(state, "22"))
-		return answer_problem(400, message);
+	/* central_receive() says by the SQLSTATE which status it means */
+	if (starts_with(state, "SM4"))
+		return answer_problem(atoi(state + 2), message);
+	if (strcmp(state, "22021") == 0)
+		return answer_problem(400, "The body is not valid UTF-8.");
 	log_line("database: %s %s", state, message ? message : "");
 	if (starts_with(state, "53") || starts_with(state, "57") || starts_with(state, "58") || starts_with(state, "08") ||
 		starts_with(state, "40") || starts_with(state, "25") || strcmp(state, "55P03") == 0)
