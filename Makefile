@@ -56,6 +56,9 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# PGXS tracks headers only where PostgreSQL was configured with --enable-depend.
+$(OBJS): $(wildcard src/*.h)
+
 softmobile--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) softmobile.control
 	cat $(filter %.sql,$^) > $@
 

@@ -182,6 +182,12 @@ deliver_exceptions(SmBatch *batch, const SmReceipt *receipt)
 		if (!refused[i])
 			sm_outbox_exception_delivered(&batch->events[i].id);
 	sm_batch_forget_blocked(batch->branch);
+	batch->branch->max_exceptions *= 2;
+	if (batch->branch->max_exceptions >= batch->branch->max_events)
+		batch->branch->max_exceptions = 0;
+
+	/* What was built before has put later events aside, behind what is delivered now. */
+	sm_batch_unbuild_others(batch->branch, batch);
 }
 
 /* With no failed batch left there is nothing to requeue. */
@@ -299,6 +305,7 @@ settle(SmBatch *batch, const SmHttpResult *result, const SmReceipt *receipt)
 		write_ledger_row(batch, receipt, receipt->nverdicts + list_length(batch->asides));
 	else
 		deliver_exceptions(batch, receipt);
+	branch->failures = 0;
 	sm_outbox_progress(branch->session, receipt->accepted + receipt->duplicates, receipt->nverdicts);
 
 	endpoint->accepted += receipt->accepted + receipt->duplicates;
@@ -347,11 +354,13 @@ fail_branch(SmBatch *batch, const Answer *answer)
 	else if (answer->retry_after_ms >= 0)
 		next = TimestampTzPlusMilliseconds(now, answer->retry_after_ms);
 	else
-		next = sm_endpoint_backoff(batch->attempt_count, FIRST_BACKOFF_MS,
+		next = sm_endpoint_backoff(branch->failures, FIRST_BACKOFF_MS,
 								   Min(LAST_BACKOFF_MS, sm_retry_interval * 1000));
+	branch->failures++;
 	branch->not_before = next;
 	if (branch->requeue_at == 0)
 		branch->requeue_at = retry;
+	branch->requeue_at = Max(branch->requeue_at, next);
 	if (answer->decision == DECIDE_OFFLINE)
 		sm_endpoint_failed(batch->endpoint);
 	mark_failed(batch, answer->error, next);
@@ -404,6 +413,22 @@ fail_refused(SmLane *lane, const char *error)
 	note_session_error(branch, error);
 }
 
+/* Exceptions are in no lane's order: fewer of them go next, and one alone is at fault. */
+static void
+halve_exceptions(SmBatch *batch, const char *error)
+{
+	SmBranch   *branch = batch->branch;
+
+	if (batch->n > 1)
+		branch->max_exceptions = batch->n / 2;
+	else
+	{
+		record_verdict(batch, 0, "rejected", error, NULL);
+		sm_outbox_progress(branch->session, 0, 1);
+	}
+	sm_batch_free(batch);
+}
+
 /* 400 and 422: find out which event it is. */
 static void
 bisect(SmBatch *batch, const char *error)
@@ -415,10 +440,7 @@ bisect(SmBatch *batch, const char *error)
 
 	if (lane == NULL)
 	{
-		/* Exceptions have their own attempts: each is refused for itself. */
-		for (int i = 0; i < batch->n; i++)
-			record_verdict(batch, i, "rejected", error, NULL);
-		sm_batch_free(batch);
+		halve_exceptions(batch, error);
 		return;
 	}
 	if (batch->refused_at < 0)
@@ -467,6 +489,7 @@ static void
 halve(SmBatch *batch, const char *error)
 {
 	SmBranch   *branch = batch->branch;
+	SmReceipt	none = {0};
 
 	if (batch->n > 1 && batch->lane != NULL)
 	{
@@ -474,20 +497,14 @@ halve(SmBatch *batch, const char *error)
 		sm_batch_split(batch);
 		return;
 	}
-	if (batch->n > 1)
+	if (batch->lane == NULL)
 	{
-		branch->max_events = Max(1, batch->n / 2);
-		sm_batch_free(batch);	/* its exceptions stay queued */
+		halve_exceptions(batch, error);
 		return;
 	}
+	sm_batch_settle_asides(batch);
 	record_verdict(batch, 0, "rejected", error, NULL);
-	if (batch->lane)
-	{
-		SmReceipt	none = {0};
-
-		sm_batch_settle_asides(batch);
-		write_ledger_row(batch, &none, 1 + list_length(batch->asides));
-	}
+	write_ledger_row(batch, &none, 1 + list_length(batch->asides));
 	sm_outbox_progress(branch->session, 0, 1);
 	sm_batch_free(batch);
 }

@@ -184,14 +184,12 @@ find_blocked(SmBranch *branch, int entity_no, const char *entity_id)
 	return NULL;
 }
 
-/* An event is parked where a batch of its own, before this one in the queue, was refused. */
-static const SmEvent *
+/* The entity's event that was refused alone and is parked, before this batch in the queue. */
+static SmBatch *
 find_parked(SmBatch *batch, int entity_no, const char *entity_id)
 {
 	ListCell   *lc;
 
-	if (batch->lane == NULL)
-		return NULL;
 	foreach(lc, batch->lane->queue)
 	{
 		SmBatch    *other = lfirst(lc);
@@ -200,7 +198,7 @@ find_parked(SmBatch *batch, int entity_no, const char *entity_id)
 			break;
 		if (other->parked && other->n == 1 && other->entity_nos[0] == entity_no &&
 			strcmp(other->events[0].entity_id, entity_id) == 0)
-			return &other->events[0];
+			return other;
 	}
 	return NULL;
 }
@@ -279,7 +277,7 @@ sm_batch_unbuild_others(SmBranch *branch, SmBatch *batch)
 }
 
 static void
-put_aside(SmBatch *batch, const SmEvent *event, const char *kind, const char *error, const pg_uuid_t *waits_for)
+put_aside(SmBatch *batch, const SmEvent *event, const char *kind, const char *error)
 {
 	MemoryContext caller = MemoryContextSwitchTo(batch->body_cxt);
 	SmAside    *aside = palloc0(sizeof(SmAside));
@@ -287,10 +285,18 @@ put_aside(SmBatch *batch, const SmEvent *event, const char *kind, const char *er
 	aside->seq = event->seq;
 	aside->kind = kind;
 	aside->error = pstrdup(error);
-	if (waits_for)
-		aside->waits_for = *waits_for;
 	batch->asides = lappend(batch->asides, aside);
 	MemoryContextSwitchTo(caller);
+}
+
+/* The event is of an entity whose earlier event is, or may become, an exception. */
+static void
+put_behind(SmBatch *batch, const SmEvent *event, const pg_uuid_t *exception)
+{
+	char	   *text = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(exception)));
+
+	put_aside(batch, event, "waiting", psprintf("waits for %s", text));
+	((SmAside *) llast(batch->asides))->waits_for = *exception;
 }
 
 static void
@@ -320,48 +326,74 @@ remember_event(SmBatch *batch, const SmEvent *event, int entity_no)
 	batch->events[batch->n].reason = NULL;
 	batch->events[batch->n].actor = NULL;
 	batch->events[batch->n].payload = NULL;
-	batch->events[batch->n].resolution = NULL;
+	if (event->resolution)
+		batch->events[batch->n].resolution = pstrdup(event->resolution);
 	batch->entity_nos[batch->n] = entity_no;
 	batch->n++;
 	MemoryContextSwitchTo(caller);
 }
 
-/* Adds an event to the body, or puts it aside; false when the batch is full. */
+/* What add_event() did. */
+typedef enum Added
+{
+	ADDED,						/* the batch settles it */
+	ADDED_ELSEWHERE,			/* another one does */
+	BATCH_FULL					/* not added */
+} Added;
+
 static bool
+is_full(const SmBatch *batch, const SmEvent *event)
+{
+	if (list_length(batch->asides) >= sm_batch_max_events)
+		return true;
+	return batch->n > 0 &&
+		(batch->n >= batch->branch->max_events ||
+		 batch->body.raw_len + event->payload_len > (int64) sm_batch_max_bytes * 1024);
+}
+
+/* Adds an event to the body, or puts it aside. */
+static Added
 add_event(SmBatch *batch, const SmEvent *event, int entity_no)
 {
 	SmBranch   *branch = batch->branch;
 	SmLane	   *lane = batch->lane;
 	SmEvent		sent = *event;
 	const SmBlockedEntity *blocked;
-	const SmEvent *parked;
+	SmBatch    *parked;
 
-	if (batch->n > 0 &&
-		(batch->n >= branch->max_events ||
-		 batch->body.raw_len + event->payload_len > (int64) sm_batch_max_bytes * 1024))
-		return false;
-
+	if (is_full(batch, event))
+		return BATCH_FULL;
 	blocked = find_blocked(branch, entity_no, event->entity_id);
-	parked = blocked ? NULL : find_parked(batch, entity_no, event->entity_id);
-	if (blocked || parked)
+	if (blocked != NULL)
 	{
-		const pg_uuid_t *id = blocked ? &blocked->exception : &parked->id;
-		char	   *text = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
-
-		put_aside(batch, event, "waiting", psprintf("waits for %s", text), id);
-		return true;
+		put_behind(batch, event, &blocked->exception);
+		return ADDED;
 	}
+
+	/* Whatever becomes of the parked one, this one shares its fate. */
+	parked = find_parked(batch, entity_no, event->entity_id);
+	if (parked != NULL)
+	{
+		MemoryContext caller;
+
+		put_behind(parked, event, &parked->events[0].id);
+		caller = MemoryContextSwitchTo(parked->cxt);
+		sm_ranges_add(&parked->members, event->seq, event->seq + 1);
+		MemoryContextSwitchTo(caller);
+		return ADDED_ELSEWHERE;
+	}
+
 	sent.branch_id = branch->id;
 	if (sent.entity_type == NULL)
 		sent.entity_type = "unknown";
 	if (!sm_wire_add(&batch->body, &sent, lane_words[lane->priority], lane->epoch, lane->epoch_no))
 	{
-		put_aside(batch, event, "rejected", batch->body.error, NULL);
+		put_aside(batch, event, "rejected", batch->body.error);
 		sm_batch_block(branch, entity_no, event->entity_id, &event->id);
-		return true;
+		return ADDED;
 	}
 	remember_event(batch, event, entity_no);
-	return true;
+	return ADDED;
 }
 
 /* State of one reading of a lane's log. */
@@ -455,14 +487,19 @@ read_event(const SmEvent *event, int entity_no, void *arg)
 			enqueue(lane, r->batch);
 			begin_body(r->batch);
 		}
-		if (!add_event(r->batch, event, entity_no))
+		switch (add_event(r->batch, event, entity_no))
 		{
-			r->more = true;
-			return false;
+			case ADDED:
+				caller = MemoryContextSwitchTo(r->batch->cxt);
+				sm_ranges_append(&r->batch->members, event->seq, event->seq + 1);
+				MemoryContextSwitchTo(caller);
+				break;
+			case ADDED_ELSEWHERE:
+				break;
+			case BATCH_FULL:
+				r->more = true;
+				return false;
 		}
-		caller = MemoryContextSwitchTo(r->batch->cxt);
-		sm_ranges_append(&r->batch->members, event->seq, event->seq + 1);
-		MemoryContextSwitchTo(caller);
 	}
 	r->expected = event->seq + 1;
 	return true;
@@ -633,12 +670,65 @@ insert_behind(SmBatch *batch, SmBatch *next)
 	MemoryContextSwitchTo(caller);
 }
 
+/* State of building a queued batch again. */
+typedef struct Rebuilding
+{
+	SmBatch    *batch;
+	SmRanges	elsewhere;		/* members that another batch settles now */
+	int64		full_at;		/* first member that did not fit */
+} Rebuilding;
+
 static bool
 rebuild_event(const SmEvent *event, int entity_no, void *arg)
 {
-	SmBatch    *batch = arg;
+	Rebuilding *r = arg;
+	MemoryContext caller;
 
-	return add_event(batch, event, entity_no);
+	switch (add_event(r->batch, event, entity_no))
+	{
+		case ADDED:
+			break;
+		case ADDED_ELSEWHERE:
+			caller = MemoryContextSwitchTo(r->batch->body_cxt);
+			sm_ranges_append(&r->elsewhere, event->seq, event->seq + 1);
+			MemoryContextSwitchTo(caller);
+			break;
+		case BATCH_FULL:
+			r->full_at = event->seq;
+			return false;
+	}
+	return true;
+}
+
+/* The members from a number on, in a batch of their own behind this one. */
+static SmBatch *
+split_off(SmBatch *batch, int64 from)
+{
+	SmBatch    *behind = create_batch(batch->lane, batch->branch);
+	SmRanges	kept = {0};
+	MemoryContext caller = CurrentMemoryContext;
+
+	for (int i = 0; i < batch->members.n; i++)
+	{
+		SmRange		range = batch->members.range[i];
+
+		if (range.lo < from)
+		{
+			MemoryContextSwitchTo(batch->cxt);
+			sm_ranges_append(&kept, range.lo, Min(range.hi, from));
+		}
+		if (range.hi > from)
+		{
+			MemoryContextSwitchTo(behind->cxt);
+			sm_ranges_append(&behind->members, Max(range.lo, from), range.hi);
+		}
+	}
+	MemoryContextSwitchTo(caller);
+	sm_ranges_clear(&batch->members);
+	batch->members = kept;
+	behind->refused_at = batch->refused_at;
+	insert_behind(batch, behind);
+	return behind;
 }
 
 /*
@@ -649,43 +739,23 @@ rebuild_event(const SmEvent *event, int entity_no, void *arg)
 bool
 sm_batch_build(SmBatch *batch)
 {
-	SmRanges	taken = {0};
-	SmRanges	rest = {0};
-	MemoryContext caller;
-	int64		last = PG_INT64_MIN;
-	ListCell   *lc;
+	Rebuilding	r = {.batch = batch, .full_at = PG_INT64_MAX};
 
 	if (batch->built)
 		return batch->n > 0;
 	begin_body(batch);
-	sm_outbox_read_members(batch->lane->log_id, &batch->members, rebuild_event, batch);
+	sm_outbox_read_members(batch->lane->log_id, &batch->members, rebuild_event, &r);
 	end_body(batch);
 
-	if (batch->n > 0)
-		last = batch->events[batch->n - 1].seq;
-	foreach(lc, batch->asides)
-		last = Max(last, ((SmAside *) lfirst(lc))->seq);
-	for (int i = 0; i < batch->members.n; i++)
+	if (r.full_at != PG_INT64_MAX)
+		(void) split_off(batch, r.full_at);
+	if (r.elsewhere.n > 0)
 	{
-		SmRange		range = batch->members.range[i];
+		MemoryContext caller = MemoryContextSwitchTo(batch->cxt);
+		SmRanges	rest = sm_ranges_minus(&batch->members, &r.elsewhere);
 
-		if (range.lo <= last)
-			sm_ranges_append(&taken, range.lo, Min(range.hi, last + 1));
-		if (range.hi > last + 1)
-			sm_ranges_append(&rest, Max(range.lo, last + 1), range.hi);
-	}
-	if (rest.n > 0 && taken.n > 0)
-	{
-		SmBatch    *behind = create_batch(batch->lane, batch->branch);
-
-		caller = MemoryContextSwitchTo(behind->cxt);
-		for (int i = 0; i < rest.n; i++)
-			sm_ranges_append(&behind->members, rest.range[i].lo, rest.range[i].hi);
-		insert_behind(batch, behind);
-		MemoryContextSwitchTo(batch->cxt);
 		sm_ranges_clear(&batch->members);
-		for (int i = 0; i < taken.n; i++)
-			sm_ranges_append(&batch->members, taken.range[i].lo, taken.range[i].hi);
+		batch->members = rest;
 		MemoryContextSwitchTo(caller);
 	}
 	return batch->n > 0;
@@ -698,32 +768,7 @@ sm_batch_build(SmBatch *batch)
 void
 sm_batch_split(SmBatch *batch)
 {
-	int64		middle = batch->events[batch->n / 2].seq;
-	SmLane	   *lane = batch->lane;
-	SmBatch    *second = create_batch(lane, batch->branch);
-	SmRanges	first = {0};
-	MemoryContext caller = CurrentMemoryContext;
-
-	for (int i = 0; i < batch->members.n; i++)
-	{
-		SmRange		range = batch->members.range[i];
-
-		if (range.lo < middle)
-		{
-			MemoryContextSwitchTo(batch->cxt);
-			sm_ranges_append(&first, range.lo, Min(range.hi, middle));
-		}
-		if (range.hi > middle)
-		{
-			MemoryContextSwitchTo(second->cxt);
-			sm_ranges_append(&second->members, Max(range.lo, middle), range.hi);
-		}
-	}
-	sm_ranges_clear(&batch->members);
-	batch->members = first;
-	second->refused_at = batch->refused_at;
-	MemoryContextSwitchTo(caller);
-	insert_behind(batch, second);
+	(void) split_off(batch, batch->events[batch->n / 2].seq);
 	sm_batch_unbuild(batch);
 }
 
@@ -732,7 +777,8 @@ SmBatch *
 sm_batch_exceptions(SmBranch *branch)
 {
 	SmExceptionEvent *rows;
-	uint64		n = sm_outbox_queued_exceptions(branch->id, branch->max_events, &rows);
+	int			limit = branch->max_exceptions > 0 ? branch->max_exceptions : branch->max_events;
+	uint64		n = sm_outbox_queued_exceptions(branch->id, limit, &rows);
 	SmBatch    *batch;
 
 	if (n == 0)
@@ -750,8 +796,16 @@ sm_batch_exceptions(SmBranch *branch)
 		foreach(lc, branch->lanes)
 			if (((SmLane *) lfirst(lc))->lane_id == rows[i].lane_id)
 				lane = lfirst(lc);
-		if (lane == NULL || !sm_wire_add(&batch->body, &rows[i].event, lane_words[lane->priority], lane->epoch, lane->epoch_no))
+		if (lane == NULL)
 			continue;
+		if (!sm_wire_add(&batch->body, &rows[i].event, lane_words[lane->priority], lane->epoch, lane->epoch_no))
+		{
+			SmExceptionRow row = {.kind = "rejected", .attempt_count = sm_max_attempts,
+			.last_attempt_at = GetCurrentTimestamp(), .error_message = batch->body.error};
+
+			sm_outbox_exception_failed(&rows[i].event.id, &row);
+			continue;
+		}
 		batch->attempts[batch->n] = rows[i].attempt_count;
 		remember_event(batch, &rows[i].event, rows[i].entity_no);
 	}

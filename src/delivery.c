@@ -196,6 +196,7 @@ requeue_branch(SmBranch *branch)
 	}
 	branch->requeue_at = 0;
 	branch->not_before = 0;
+	branch->failures = 0;
 	branch->held = false;
 	return events;
 }

@@ -111,6 +111,8 @@ typedef struct SmBranch
 	bool		checking;		/* a probe for sync_run() is in flight */
 	bool		checked;		/* and was answered */
 	int			max_events;		/* of the next batch; adapts to the link */
+	int			max_exceptions; /* of the next batch of exceptions; 0: as many as of others */
+	int			failures;		/* requests in a row that failed the branch */
 	TimestampTz not_before;		/* no attempt until then */
 	TimestampTz requeue_at;		/* failed batches are requeued then; 0: none failed */
 	bool		held;			/* waits for the retry interval or a new token */

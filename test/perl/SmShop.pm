@@ -28,8 +28,7 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-
-our $Level = 1;
+use Time::HiRes qw(usleep);
 
 =head2 new(%options)
 
@@ -125,19 +124,38 @@ sub drains
 	return $self->comes_to("SELECT count(*) FROM softmobile.sync_outbox WHERE status <> 'SENT' $where", 0, $name);
 }
 
-# Everything that the failed batches say, once each.
-my $failures = q{SELECT DISTINCT branch_id, status, error_message FROM softmobile.sync_outbox WHERE status = 'FAILED'};
+# What the failed events of a branch (or of all) say, as soon as there are any.
+sub failure
+{
+	my ($self, $branch) = @_;
+	my $where = defined $branch ? "AND branch_id = '$branch'" : '';
+	my $query = "SELECT string_agg(DISTINCT error_message, E'\n') FROM softmobile.sync_outbox WHERE status = 'FAILED' $where";
+	my $deadline = time() + $PostgreSQL::Test::Utils::timeout_default;
+
+	while (time() < $deadline)
+	{
+		my $message = $self->sql($query);
+
+		return $message if $message ne '';
+		usleep(50_000);
+	}
+	return '';
+}
 
 # The events of a branch are FAILED with this message (a pattern): a test.
 sub fails_with
 {
 	my ($self, $pattern, $name, $branch) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $where = defined $branch ? "AND branch_id = '$branch'" : '';
-	my $message = "SELECT DISTINCT error_message FROM softmobile.sync_outbox WHERE status = 'FAILED' $where";
 
-	$self->{node}->poll_query_until('postgres', "SELECT EXISTS ($message)");
-	return like($self->sql($message), $pattern, $name);
+	return like($self->failure($branch), $pattern, $name);
+}
+
+# What was sent with sync_run(): mode and status of the session.
+sub run
+{
+	my ($self, $branch) = @_;
+	return $self->sql("SELECT status, error_message FROM softmobile.sync_run('$branch')");
 }
 
 # Everything in the log is at a receiver, each event once in effect, each
