@@ -369,12 +369,29 @@ COMMENT ON FUNCTION softmobile.central_project(softmobile.central_event[]) IS
 
 /* The batch. */
 
+CREATE FUNCTION softmobile.central_allowed(token_hash bytea) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	allowed text[];
+BEGIN
+	SELECT t.branches INTO allowed FROM softmobile.central_token t
+	WHERE t.token_hash = central_allowed.token_hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'the token is not valid'
+			USING ERRCODE = 'SM401', HINT = 'Ask headquarters for a token: central_create_token().';
+	END IF;
+	RETURN allowed;
+END
+$$;
+COMMENT ON FUNCTION softmobile.central_allowed(bytea) IS 'Internal: the branches that a token (its SHA-256) may write for. Error: SM401.';
+
 CREATE FUNCTION softmobile.central_receive(body text, token_hash bytea) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-	allowed text[];
+	allowed text[] := softmobile.central_allowed(token_hash);
 	doc json;
 	batch softmobile.central_event[];
 	fresh softmobile.central_event[];
@@ -395,13 +412,6 @@ DECLARE
 	places integer[] := '{}';
 	duplicates integer := 0;
 BEGIN
-	SELECT t.branches INTO allowed FROM softmobile.central_token t
-	WHERE t.token_hash = central_receive.token_hash AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
-	IF NOT FOUND THEN
-		RAISE EXCEPTION 'the token is not valid'
-			USING ERRCODE = 'SM401', HINT = 'Ask headquarters for a token: central_create_token().';
-	END IF;
-
 	BEGIN
 		doc := body::json;
 	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
@@ -510,10 +520,27 @@ $$;
 COMMENT ON FUNCTION softmobile.central_receive(text, bytea) IS
 'Stores a batch of CloudEvents for the holder of the token (its SHA-256) and returns the receipt. An Idempotency-Key is not needed: an id that was received is a duplicate, one in conflict is looked at again. Errors, as HTTP status: SM400 no JSON array, SM401 token not valid, SM403 not for this branch, SM413 more than 10,000 events, SM422 an element without specversion or id.';
 
+CREATE FUNCTION softmobile.central_admit(token_hash bytea) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM softmobile.central_allowed(token_hash);
+	RETURN 'admitted';
+END
+$$;
+COMMENT ON FUNCTION softmobile.central_admit(bytea) IS 'Whether a token (its SHA-256) is valid, for the gateway to ask before it takes a body. Error: SM401.';
+
 CREATE FUNCTION softmobile.central_health() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN CASE WHEN pg_is_in_recovery() THEN 'read-only' ELSE 'ok' END;
-COMMENT ON FUNCTION softmobile.central_health() IS 'ok when this server can take events, else why not; for the gateway''s GET /health.';
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'this server is a standby and takes no events' USING ERRCODE = 'SM503';
+	END IF;
+	RETURN '{"status":"ok"}';
+END
+$$;
+COMMENT ON FUNCTION softmobile.central_health() IS 'The answer to GET /health when this server can take events. Error: SM503.';
 
 /* For headquarters. */
 
@@ -589,7 +616,7 @@ BEGIN
 		RAISE EXCEPTION 'role "%" does not exist', role
 			USING ERRCODE = 'undefined_object', HINT = 'Create it first: CREATE ROLE ' || quote_ident(role) || ' LOGIN.';
 	END IF;
-	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_receive(text, bytea), softmobile.central_health() TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_admit(bytea), softmobile.central_receive(text, bytea), softmobile.central_health() TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION softmobile.grant_central(name) IS 'Grants a role what the gateway needs, and nothing else. Error: 42704.';

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define SM_TOKEN_HASH_LEN	32	/* SHA-256 */
+
 typedef struct Options
 {
 	const char *host;
@@ -16,13 +18,15 @@ typedef struct Options
 	int			connections;	/* to the database */
 	int			clients;		/* HTTP connections at once */
 	int			clients_per_address;
-	size_t		max_body;		/* bytes, as sent and after decompression */
+	size_t		max_body;		/* bytes, as sent */
+	size_t		max_unpacked;	/* bytes, after decompression */
+	size_t		max_memory;		/* bytes, all bodies together */
 	int			timeout;		/* seconds: one request, one statement */
 	const char *tls_cert;
 	const char *tls_key;
 } Options;
 
-/* An answer to be sent: a receipt, or a problem (RFC 9457). */
+/* An answer to be sent: what the database returned, or a problem (RFC 9457). */
 typedef struct Answer
 {
 	int			status;
@@ -30,6 +34,14 @@ typedef struct Answer
 	bool		problem;
 	int			retry_after;	/* seconds; 0: no such header */
 } Answer;
+
+/* What the gateway asks the database; see pool.c */
+typedef enum Statement
+{
+	STATEMENT_HEALTH,
+	STATEMENT_ADMIT,
+	STATEMENT_RECEIVE,
+} Statement;
 
 /* problem.c */
 extern Answer answer_ok(char *body);
@@ -39,8 +51,20 @@ extern void log_line(const char *fmt,...) __attribute__((format(printf, 1, 2)));
 /* pool.c */
 extern bool pool_start(const Options *options);
 extern void pool_stop(void);
-extern Answer pool_receive(const char *body, const unsigned char token_hash[32]);
-extern Answer pool_health(void);
+extern Answer pool_ask(Statement statement, const unsigned char *token_hash,
+					   const char *body, size_t body_len);
+
+/* body.c */
+typedef struct Body Body;
+
+extern void body_init(const Options *options);
+extern Body *body_create(bool gzip);
+extern int	body_take(Body *body, const char *data, size_t size);
+extern int	body_end(Body *body);
+extern const char *body_problem(int status);
+extern const char *body_data(const Body *body, size_t *len);
+extern size_t body_received(const Body *body);
+extern void body_free(Body *body);
 
 /* server.c */
 extern bool server_start(const Options *options, int *port);

@@ -22,8 +22,10 @@ static const char usage[] =
 "  --database CONNINFO           libpq connection string ('': from PG* variables)\n"
 "  --connections N               database connections (8)\n"
 "  --clients N                   HTTP connections at once (512)\n"
-"  --connections-per-address N   of them from one address (64)\n"
-"  --max-body MEGABYTES          largest body, also after decompression (64)\n"
+"  --connections-per-address N   of them from one address (64; more behind a proxy)\n"
+"  --max-body MEGABYTES          largest body, as it is sent (64)\n"
+"  --max-unpacked MEGABYTES      largest body after decompression (128)\n"
+"  --max-memory MEGABYTES        all bodies together (512)\n"
 "  --timeout SECONDS             longest request (30)\n"
 "  --tls-cert FILE               certificate chain, PEM\n"
 "  --tls-key FILE                its private key, PEM\n"
@@ -41,6 +43,12 @@ number_argument(const char *name, const char *text, int min, int max)
 		exit(2);
 	}
 	return (int) value;
+}
+
+static size_t
+megabytes_argument(const char *name, const char *text, int max)
+{
+	return (size_t) number_argument(name, text, 1, max) * 1024 * 1024;
 }
 
 /* HOST:PORT or [HOST]:PORT */
@@ -75,6 +83,8 @@ parse_options(int argc, char **argv, Options *options)
 		{"clients", required_argument, NULL, 'n'},
 		{"connections-per-address", required_argument, NULL, 'a'},
 		{"max-body", required_argument, NULL, 'b'},
+		{"max-unpacked", required_argument, NULL, 'u'},
+		{"max-memory", required_argument, NULL, 'm'},
 		{"timeout", required_argument, NULL, 't'},
 		{"tls-cert", required_argument, NULL, 'C'},
 		{"tls-key", required_argument, NULL, 'K'},
@@ -103,7 +113,13 @@ parse_options(int argc, char **argv, Options *options)
 				options->clients_per_address = number_argument("connections-per-address", optarg, 1, 100000);
 				break;
 			case 'b':
-				options->max_body = (size_t) number_argument("max-body", optarg, 1, 1000) * 1024 * 1024;
+				options->max_body = megabytes_argument("max-body", optarg, 1000);
+				break;
+			case 'u':
+				options->max_unpacked = megabytes_argument("max-unpacked", optarg, 1000);
+				break;
+			case 'm':
+				options->max_memory = megabytes_argument("max-memory", optarg, 1000000);
 				break;
 			case 't':
 				options->timeout = number_argument("timeout", optarg, 1, 3600);
@@ -141,7 +157,8 @@ main(int argc, char **argv)
 {
 	Options		options = {
 		.host = "127.0.0.1", .port = "8080", .database = "", .connections = 8, .clients = 512,
-		.clients_per_address = 64, .max_body = 64 * 1024 * 1024, .timeout = 30
+		.clients_per_address = 64, .max_body = 64 * 1024 * 1024,
+		.max_unpacked = 128 * 1024 * 1024, .max_memory = 512 * 1024 * 1024, .timeout = 30
 	};
 	sigset_t	ending;
 	int			signal_number;

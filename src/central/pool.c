@@ -25,6 +25,18 @@
 #define POOL_WAIT			5
 #define RECONNECT_WAIT_MS	500
 
+/* In the order of Statement.  Parameters: the token's hash, the body. */
+static const struct
+{
+	const char *name;
+	const char *sql;
+	int			nparams;
+}			statements[] = {
+	{"health", "SELECT softmobile.central_health()", 0},
+	{"admit", "SELECT softmobile.central_admit($1::bytea)", 1},
+	{"receive", "SELECT softmobile.central_receive($2::text, $1::bytea)", 2},
+};
+
 typedef struct Slot
 {
 	PGconn	   *conn;			/* NULL: not connected */
@@ -102,21 +114,58 @@ give_back(Slot *slot)
 }
 
 static void
-ignore_notice(void *arg, const PGresult *result)
+log_notice(void *arg, const PGresult *result)
 {
 	(void) arg;
 	log_line("database: %s", PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY));
+}
+
+static bool
+run_command(PGconn *conn, const char *command)
+{
+	PGresult   *result = PQexec(conn, command);
+	bool		done = PQresultStatus(result) == PGRES_COMMAND_OK || PQresultStatus(result) == PGRES_TUPLES_OK;
+
+	PQclear(result);
+	return done;
+}
+
+/*
+ * A receipt is a promise, so commits wait for the disk whatever the role's or the
+ * database's setting says.
+ */
+static bool
+prepare_connection(PGconn *conn)
+{
+	char		setting[64];
+
+	snprintf(setting, sizeof(setting), "SET statement_timeout = '%ds'", options->timeout);
+	if (!run_command(conn, setting) ||
+		!run_command(conn, "SELECT set_config('synchronous_commit', 'on', false)"
+					 " WHERE current_setting('synchronous_commit') = 'off'"))
+		return false;
+	for (size_t i = 0; i < sizeof(statements) / sizeof(statements[0]); i++)
+	{
+		PGresult   *result = PQprepare(conn, statements[i].name, statements[i].sql, 0, NULL);
+		bool		prepared = PQresultStatus(result) == PGRES_COMMAND_OK;
+
+		PQclear(result);
+		if (!prepared)
+			return false;
+	}
+	return true;
 }
 
 /* Sees to it that a taken slot is connected; false when the database is not to be had. */
 static bool
 connect_slot(Slot *slot)
 {
-	static const char *const keywords[] = {"dbname", "application_name", "client_encoding", "connect_timeout", NULL};
-	const char *values[] = {options->database, "softmobile-gateway", "UTF8", "5", NULL};
-	char		setting[64];
+	/* what stands before dbname is overridden by the conninfo string */
+	static const char *const keywords[] = {"connect_timeout", "tcp_user_timeout", "fallback_application_name", "dbname", "client_encoding", NULL};
+	char		patience[16];
+	const char *values[] = {"5", patience, "softmobile-gateway", options->database, "UTF8", NULL};
 	struct timespec now;
-	PGresult   *result;
+	bool		too_soon;
 
 	if (slot->conn != NULL && PQstatus(slot->conn) == CONNECTION_OK)
 		return true;
@@ -125,27 +174,19 @@ connect_slot(Slot *slot)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	pthread_mutex_lock(&lock);
-	if (is_before(&now, &no_connect_before))
-	{
-		pthread_mutex_unlock(&lock);
-		return false;
-	}
+	too_soon = is_before(&now, &no_connect_before);
 	pthread_mutex_unlock(&lock);
+	if (too_soon)
+		return false;
 
+	/* a server that vanished without a word must not hold a client for the kernel's quarter of an hour */
+	snprintf(patience, sizeof(patience), "%d", options->timeout * 1000);
 	slot->conn = PQconnectdbParams(keywords, values, 1);
 	if (PQstatus(slot->conn) == CONNECTION_OK)
 	{
-		PQsetNoticeReceiver(slot->conn, ignore_notice, NULL);
-		snprintf(setting, sizeof(setting), "SET statement_timeout = '%ds'", options->timeout);
-		result = PQexec(slot->conn, setting);
-		PQclear(result);
-		result = PQprepare(slot->conn, "receive", "SELECT softmobile.central_receive($1::text, $2::bytea)", 2, NULL);
-		if (PQresultStatus(result) == PGRES_COMMAND_OK)
-		{
-			PQclear(result);
+		PQsetNoticeReceiver(slot->conn, log_notice, NULL);
+		if (prepare_connection(slot->conn))
 			return true;
-		}
-		PQclear(result);
 	}
 	log_line("database: %s", PQerrorMessage(slot->conn));
 	PQfinish(slot->conn);
@@ -174,8 +215,8 @@ answer_error(const PGresult *result)
 
 	if (state == NULL)
 		return answer_problem(503, "The database connection was lost.");
-	/* central_receive() says by the SQLSTATE which status it means */
-	if (starts_with(state, "SM4"))
+	/* our functions say by the SQLSTATE which status they mean */
+	if (starts_with(state, "SM"))
 		return answer_problem(atoi(state + 2), message);
 	if (strcmp(state, "22021") == 0)
 		return answer_problem(400, "The body is not valid UTF-8.");
@@ -194,12 +235,16 @@ is_worth_another_try(const PGresult *result)
 	return state != NULL && starts_with(state, "40");
 }
 
+/*
+ * Runs a statement and returns its answer.  Parameters go as binary, with their
+ * lengths: a zero byte in a body is the server's to refuse.
+ */
 Answer
-pool_receive(const char *body, const unsigned char token_hash[32])
+pool_ask(Statement statement, const unsigned char *token_hash, const char *body, size_t body_len)
 {
-	const char *values[2] = {body, (const char *) token_hash};
-	int			lengths[2] = {0, 32};
-	int			formats[2] = {0, 1};
+	const char *values[2] = {(const char *) token_hash, body};
+	int			lengths[2] = {SM_TOKEN_HASH_LEN, (int) body_len};
+	static const int formats[2] = {1, 1};
 	Slot	   *slot = take_slot();
 	PGresult   *result = NULL;
 	Answer		answer;
@@ -214,7 +259,8 @@ pool_receive(const char *body, const unsigned char token_hash[32])
 	for (int try = 0; try < 2; try++)
 	{
 		PQclear(result);
-		result = PQexecPrepared(slot->conn, "receive", 2, values, lengths, formats, 0);
+		result = PQexecPrepared(slot->conn, statements[statement].name, statements[statement].nparams,
+								values, lengths, formats, 0);
 		if (is_worth_another_try(result))
 			continue;
 		/* A batch that may have been stored already does no harm: its events are duplicates. */
@@ -223,46 +269,13 @@ pool_receive(const char *body, const unsigned char token_hash[32])
 	}
 	if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1 && !PQgetisnull(result, 0, 0))
 	{
-		char	   *receipt = strdup(PQgetvalue(result, 0, 0));
+		char	   *text = strdup(PQgetvalue(result, 0, 0));
 
-		answer = receipt ? answer_ok(receipt) : answer_problem(503, "Out of memory.");
+		answer = text ? answer_ok(text) : answer_problem(503, "Out of memory.");
 	}
 	else
 		answer = answer_error(result);
 	PQclear(result);
 	give_back(slot);
 	return answer;
-}
-
-Answer
-pool_health(void)
-{
-	Slot	   *slot = take_slot();
-	PGresult   *result;
-	bool		well;
-
-	if (slot == NULL)
-		return answer_problem(503, "All database connections are busy.");
-	if (!connect_slot(slot))
-	{
-		give_back(slot);
-		return answer_problem(503, "The database cannot be reached.");
-	}
-	result = PQexec(slot->conn, "SELECT softmobile.central_health()");
-	if (PQstatus(slot->conn) != CONNECTION_OK && connect_slot(slot))
-	{
-		PQclear(result);
-		result = PQexec(slot->conn, "SELECT softmobile.central_health()");
-	}
-	well = PQresultStatus(result) == PGRES_TUPLES_OK && strcmp(PQgetvalue(result, 0, 0), "ok") == 0;
-	PQclear(result);
-	give_back(slot);
-	if (well)
-	{
-		char	   *body = strdup("{\"status\":\"ok\"}");
-
-		if (body != NULL)
-			return answer_ok(body);
-	}
-	return answer_problem(503, "The database cannot take events at the moment.");
 }

@@ -16,55 +16,41 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <microhttpd.h>
 #include <openssl/evp.h>
-#include <zlib.h>
 
-/* A body may grow this much by decompression, beyond a first megabyte. */
-#define MAX_RATIO			200
-#define RATIO_GRACE			(1024 * 1024)
-
-#define FIRST_BODY_SIZE		65536
-
-typedef struct Request
-{
-	struct timespec begun;
-	const struct Route *route;
-	bool		gzip;
-	z_stream	stream;
-	bool		stream_open;
-	bool		stream_ended;
-	char	   *body;
-	size_t		len;
-	size_t		size;
-	size_t		received;		/* bytes as sent */
-	unsigned char token_hash[32];
-	bool		answered;
-	int			status;
-} Request;
-
+/* One line for each thing the gateway does: an SQL function behind a name. */
 typedef struct Route
 {
 	const char *name;
 	const char *method;
 	bool		has_body;		/* and needs a token */
-	Answer		(*serve) (Request *request);
+	Statement	statement;
 } Route;
 
-static Answer serve_events(Request *request);
-static Answer serve_health(Request *request);
-
 static const Route routes[] = {
-	{"events", "POST", true, serve_events},
-	{"health", "GET", false, serve_health},
+	{"events", "POST", true, STATEMENT_RECEIVE},
+	{"health", "GET", false, STATEMENT_HEALTH},
 };
+
+typedef struct Request
+{
+	struct timespec begun;
+	const Route *route;
+	Body	   *body;
+	unsigned char token_hash[SM_TOKEN_HASH_LEN];
+	bool		answered;
+	int			status;
+} Request;
 
 static const Options *options = NULL;
 static struct MHD_Daemon *http = NULL;
@@ -73,19 +59,7 @@ static char *tls_key = NULL;
 static pthread_mutex_t running_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t running_changed = PTHREAD_COND_INITIALIZER;
 static int	running = 0;		/* requests being served, under running_lock */
-
-static Answer
-serve_events(Request *request)
-{
-	return pool_receive(request->body, request->token_hash);
-}
-
-static Answer
-serve_health(Request *request)
-{
-	(void) request;
-	return pool_health();
-}
+static atomic_bool draining = false;
 
 static void
 count_running(int change)
@@ -132,6 +106,8 @@ send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 		snprintf(seconds, sizeof(seconds), "%d", answer.retry_after);
 		MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
 	}
+	if (draining)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	request->answered = true;
 	request->status = answer.status;
 	result = MHD_queue_response(connection, (unsigned int) answer.status, response);
@@ -159,7 +135,7 @@ find_route(const char *path)
 
 /* SHA-256 of the bearer token; false when there is none. */
 static bool
-hash_token(struct MHD_Connection *connection, unsigned char hash[32])
+hash_token(struct MHD_Connection *connection, unsigned char hash[SM_TOKEN_HASH_LEN])
 {
 	const char *header = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_AUTHORIZATION);
 	unsigned int len = 0;
@@ -170,7 +146,7 @@ hash_token(struct MHD_Connection *connection, unsigned char hash[32])
 	header += strspn(header, " ");
 	if (*header == '\0' || strpbrk(header, " \t,") != NULL)
 		return false;
-	return EVP_Digest(header, strlen(header), hash, &len, EVP_sha256(), NULL) == 1 && len == 32;
+	return EVP_Digest(header, strlen(header), hash, &len, EVP_sha256(), NULL) == 1 && len == SM_TOKEN_HASH_LEN;
 }
 
 static bool
@@ -190,136 +166,58 @@ is_json(const char *content_type)
 	return false;
 }
 
-/* Checks all that the headers tell; sends the answer itself when something is wrong. */
+/*
+ * Checks all that the headers tell, the token included, so that nobody without one
+ * can make the gateway take a body.  Sends the answer itself when something is wrong.
+ */
 static enum MHD_Result
-check_headers(struct MHD_Connection *connection, Request *request, const char *path, const char *method, bool *go_on)
+check_headers(struct MHD_Connection *connection, Request *request, const char *path, const char *method)
 {
 	const char *encoding = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_ENCODING);
 	const char *length = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
+	Answer		admission;
 
-	*go_on = false;
 	request->route = find_route(path);
 	if (request->route == NULL)
 		return send_problem(connection, request, 404, "This gateway serves /events and /health.");
 	if (strcmp(method, request->route->method) != 0)
 		return send_problem(connection, request, 405, NULL);
-	if (request->route->has_body)
-	{
-		if (!hash_token(connection, request->token_hash))
-			return send_problem(connection, request, 401, "Send a token as Authorization: Bearer.");
-		if (!is_json(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_TYPE)))
-			return send_problem(connection, request, 415, "Send application/cloudevents-batch+json.");
-		if (encoding != NULL && strcasecmp(encoding, "gzip") != 0 && strcasecmp(encoding, "identity") != 0)
-			return send_problem(connection, request, 415, "Content-Encoding may be gzip or identity.");
-		if (length != NULL && strtoull(length, NULL, 10) > options->max_body)
-			return send_problem(connection, request, 413, "The body is too large.");
-		request->gzip = encoding != NULL && strcasecmp(encoding, "gzip") == 0;
-	}
-	*go_on = true;
+	if (!request->route->has_body)
+		return MHD_YES;
+	if (!hash_token(connection, request->token_hash))
+		return send_problem(connection, request, 401, "Send a token as Authorization: Bearer.");
+	if (!is_json(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_TYPE)))
+		return send_problem(connection, request, 415, "Send application/cloudevents-batch+json.");
+	if (encoding != NULL && strcasecmp(encoding, "gzip") != 0 && strcasecmp(encoding, "identity") != 0)
+		return send_problem(connection, request, 415, "Content-Encoding may be gzip or identity.");
+	if (length != NULL && strtoull(length, NULL, 10) > options->max_body)
+		return send_problem(connection, request, 413, "The body is too large.");
+	admission = pool_ask(STATEMENT_ADMIT, request->token_hash, NULL, 0);
+	if (admission.problem)
+		return send_answer(connection, request, admission);
+	free(admission.body);
+	request->body = body_create(encoding != NULL && strcasecmp(encoding, "gzip") == 0);
+	if (request->body == NULL)
+		return send_problem(connection, request, 503, "Out of memory.");
 	return MHD_YES;
-}
-
-/* Room for more of the body and a zero behind it; an error status, or 0. */
-static int
-reserve_body(Request *request, size_t more)
-{
-	size_t		size = request->size;
-	char	   *body;
-
-	if (request->len + more > options->max_body)
-		return 413;
-	while (request->len + more + 1 > size)
-		size = size == 0 ? FIRST_BODY_SIZE : size * 2;
-	if (size == request->size)
-		return 0;
-	body = realloc(request->body, size);
-	if (body == NULL)
-		return 503;
-	request->body = body;
-	request->size = size;
-	return 0;
-}
-
-/* Takes a piece of the body as it comes; an error status, or 0. */
-static int
-take_body(Request *request, const char *data, size_t size)
-{
-	int			status;
-
-	request->received += size;
-	if (request->received > options->max_body)
-		return 413;
-	if (!request->gzip)
-	{
-		if ((status = reserve_body(request, size)) != 0)
-			return status;
-		memcpy(request->body + request->len, data, size);
-		request->len += size;
-		return 0;
-	}
-	if (!request->stream_open)
-	{
-		if (inflateInit2(&request->stream, 15 + 16) != Z_OK)
-			return 503;
-		request->stream_open = true;
-	}
-	request->stream.next_in = (Bytef *) data;
-	request->stream.avail_in = (uInt) size;
-	while (request->stream.avail_in > 0)
-	{
-		size_t		room;
-		int			result;
-
-		if (request->stream_ended)
-			return 400;			/* something behind the compressed body */
-		if (request->len > RATIO_GRACE && request->len / MAX_RATIO > request->received)
-			return 413;
-		room = request->len + FIRST_BODY_SIZE <= options->max_body ? FIRST_BODY_SIZE : options->max_body - request->len;
-		if (room == 0)
-			return 413;
-		if ((status = reserve_body(request, room)) != 0)
-			return status;
-		request->stream.next_out = (Bytef *) request->body + request->len;
-		request->stream.avail_out = (uInt) room;
-		result = inflate(&request->stream, Z_NO_FLUSH);
-		request->len += room - request->stream.avail_out;
-		if (result == Z_STREAM_END)
-			request->stream_ended = true;
-		else if (result != Z_OK && result != Z_BUF_ERROR)
-			return 400;
-	}
-	return 0;
-}
-
-static const char *
-body_problem(int status)
-{
-	switch (status)
-	{
-		case 400:
-			return "The body is not valid gzip.";
-		case 413:
-			return "The body is too large.";
-		default:
-			return "Out of memory.";
-	}
 }
 
 /* The whole request is there. */
 static enum MHD_Result
 finish_request(struct MHD_Connection *connection, Request *request)
 {
-	if (request->route->has_body)
+	const char *data = NULL;
+	size_t		len = 0;
+
+	if (request->body != NULL)
 	{
-		if (request->gzip && !request->stream_ended)
-			return send_problem(connection, request, 400, "The compressed body is incomplete.");
-		if (request->len == 0)
-			return send_problem(connection, request, 400, "The body is empty.");
-		if (memchr(request->body, '\0', request->len) != NULL)
-			return send_problem(connection, request, 400, "The body holds a zero byte.");
-		request->body[request->len] = '\0';
+		int			status = body_end(request->body);
+
+		if (status != 0)
+			return send_problem(connection, request, status, body_problem(status));
+		data = body_data(request->body, &len);
 	}
-	return send_answer(connection, request, request->route->serve(request));
+	return send_answer(connection, request, pool_ask(request->route->statement, request->token_hash, data, len));
 }
 
 static enum MHD_Result
@@ -327,9 +225,6 @@ handle_request(void *cls, struct MHD_Connection *connection, const char *path, c
 			   const char *version, const char *data, size_t *size, void **state)
 {
 	Request    *request = *state;
-	bool		go_on;
-	enum MHD_Result result;
-	int			status;
 
 	(void) cls;
 	(void) version;
@@ -341,24 +236,19 @@ handle_request(void *cls, struct MHD_Connection *connection, const char *path, c
 		clock_gettime(CLOCK_MONOTONIC, &request->begun);
 		*state = request;
 		count_running(1);
-		return check_headers(connection, request, path, method, &go_on);
+		return check_headers(connection, request, path, method);
 	}
-	if (request->answered)
-	{
-		*size = 0;
-		return MHD_YES;
-	}
-	if (elapsed_ms(request) > options->timeout * 1000L)
-		return MHD_NO;
 	if (*size == 0)
-		return finish_request(connection, request);
-
-	status = request->route->has_body ? take_body(request, data, *size) : 0;
+		return request->answered ? MHD_YES : finish_request(connection, request);
+	if (!request->answered && elapsed_ms(request) > options->timeout * 1000L)
+	{
+		request->status = 408;
+		return MHD_NO;
+	}
+	if (request->body != NULL && (request->status = body_take(request->body, data, *size)) != 0)
+		return MHD_NO;
 	*size = 0;
-	if (status == 0)
-		return MHD_YES;
-	result = send_problem(connection, request, status, body_problem(status));
-	return result;
+	return MHD_YES;
 }
 
 static void
@@ -383,11 +273,9 @@ end_request(void *cls, struct MHD_Connection *connection, void **state, enum MHD
 		return;
 	format_client(connection, client, sizeof(client));
 	log_line("%s %s %d %zu bytes %ld ms%s", client, request->route ? request->route->name : "-", request->status,
-			 request->received, elapsed_ms(request),
+			 body_received(request->body), elapsed_ms(request),
 			 code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : " (broken off)");
-	if (request->stream_open)
-		inflateEnd(&request->stream);
-	free(request->body);
+	body_free(request->body);
 	free(request);
 	*state = NULL;
 	count_running(-1);
@@ -423,6 +311,7 @@ server_start(const Options *opts, int *port)
 	int			error;
 
 	options = opts;
+	body_init(opts);
 	error = getaddrinfo(opts->host, opts->port, &hints, &address);
 	if (error != 0)
 	{
@@ -473,7 +362,10 @@ void
 server_stop(int timeout)
 {
 	struct timespec until;
-	MHD_socket	listening = MHD_quiesce_daemon(http);
+	MHD_socket	listening;
+
+	draining = true;
+	listening = MHD_quiesce_daemon(http);
 
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += timeout;
@@ -483,7 +375,7 @@ server_stop(int timeout)
 	pthread_mutex_unlock(&running_lock);
 	MHD_stop_daemon(http);
 	if (listening != MHD_INVALID_SOCKET)
-		shutdown(listening, SHUT_RDWR);
+		close(listening);
 	free(tls_cert);
 	free(tls_key);
 }

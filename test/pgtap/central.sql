@@ -206,7 +206,8 @@ SELECT throws_ok($$SELECT softmobile.grant_central('sm_test_nobody')$$, '42704',
 SELECT lives_ok($$SELECT softmobile.grant_central('sm_test_gateway')$$, 'grant_central()');
 SET ROLE sm_test_gateway;
 SELECT throws_ok($$SELECT softmobile.central_receive('[]', '\x00')$$, 'SM401', NULL, 'the gateway''s role may call central_receive()');
-SELECT is(softmobile.central_health(), 'ok', 'and central_health()');
+SELECT is(softmobile.central_health(), '{"status":"ok"}', 'and central_health()');
+SELECT throws_ok($$SELECT softmobile.central_admit('\x00')$$, 'SM401', NULL, 'and central_admit()');
 SELECT throws_ok('SELECT FROM softmobile.central_' || x, '42501', NULL, 'but not read ' || x) FROM unnest('{inbox,token,projection,conflicts}'::text[]) AS x;
 SELECT throws_ok($$SELECT softmobile.central_create_token('{b1}', 'mine')$$, '42501', NULL, 'nor make tokens');
 SELECT throws_ok($$SELECT softmobile.central_change('b1', 'item', 'P', '{}', 'because I can')$$, '42501', NULL, 'nor change rows');
