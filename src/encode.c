@@ -1,377 +1,697 @@
 /*
  * encode.c
- *		Rows as JSON, byte for byte as row_to_json() writes them.
+ *		Tuple -> JSON, as row_to_json() writes it.
  *
- * Called by the capture trigger once or twice for every changed row, in the
- * selling transaction and in a memory context that lives for that row.  The core
- * looks every column's type up for every row; here it is looked up once per
- * table and backend.  What is rare (arrays, composites, types with a cast to
- * json) goes to the core's own functions.
+ * Called by the capture trigger, in the selling transaction, once or twice for
+ * each changed row.  What costs a catalog look-up is decided once per table, in
+ * sm_encode_create(): the text of each key, how each column is written, and which
+ * settings its type's output depends on.  A row then costs no look-up, but for
+ * arrays, composites and types with a cast to json, which go to core's own
+ * functions.  No locks are taken and no table is read, except TOAST.
  *
- * The text of some types depends on settings of the session: money, interval,
- * bytea, floats, and dates within ranges.  Central must not see the difference,
- * so capture encodes between sm_encode_begin_settings() and its end, under which
- * the output equals row_to_json() under the server's defaults.
+ * The same row must give the same bytes whoever changes it: the two ends compare
+ * digests of them, and entities are recognised by their keys.  So the settings
+ * that matter to a table's types are fixed while its rows are encoded, between
+ * sm_encode_begin_settings() and its end.
  */
 #include "postgres.h"
 
-#include "access/sysattr.h"
+#include "access/transam.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "encode.h"
+#include "common/jsonapi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
+#include "pgtime.h"
 #include "utils/builtins.h"
 #include "utils/bytea.h"
 #include "utils/datetime.h"
 #include "utils/datum.h"
 #include "utils/float.h"
-#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/json.h"
+#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_locale.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
 
-#include "common/jsonapi.h"
+#include "encode.h"
 
-typedef enum Category
+/* How a column is written. */
+typedef enum SmKind
 {
-	CATEGORY_BOOL,
-	CATEGORY_INT2,
-	CATEGORY_INT4,
-	CATEGORY_INT8,
-	CATEGORY_NUMBER,			/* float and numeric: NaN and infinity are quoted */
-	CATEGORY_DATETIME,
-	CATEGORY_TEXT,				/* varlena text, no output function needed */
-	CATEGORY_JSON,				/* output is JSON already */
-	CATEGORY_ARRAY,
-	CATEGORY_COMPOSITE,
-	CATEGORY_CAST,				/* cast function to json */
-	CATEGORY_OTHER				/* output function, quoted */
-} Category;
+	SM_KIND_BOOL,
+	SM_KIND_INT2,
+	SM_KIND_INT4,
+	SM_KIND_INT8,
+	SM_KIND_NUMBER,				/* output function; quoted when no JSON number (NaN) */
+	SM_KIND_TEXT,				/* the varlena's bytes, escaped */
+	SM_KIND_JSON,				/* the varlena's bytes */
+	SM_KIND_JSONB,
+	SM_KIND_DATETIME,			/* date and timestamps, ISO 8601 */
+	SM_KIND_ARRAY,
+	SM_KIND_COMPOSITE,
+	SM_KIND_CAST,				/* an extension's type that has a cast to json */
+	SM_KIND_OTHER				/* output function, escaped */
+} SmKind;
 
-typedef struct Column
+/* Settings that output functions heed. */
+#define SM_HEEDS_DATESTYLE		0x01
+#define SM_HEEDS_INTERVALSTYLE	0x02
+#define SM_HEEDS_TIMEZONE		0x04
+#define SM_HEEDS_BYTEA			0x08
+#define SM_HEEDS_FLOAT_DIGITS	0x10
+#define SM_HEEDS_MONETARY		0x20
+#define SM_HEEDS_QUOTING		0x40
+#define SM_HEEDS_SEARCH_PATH	0x80
+
+/*
+ * What to assume of code that we do not know.  Not search_path: a cast written
+ * in SQL may need the application's own to find its functions, and a sale must
+ * not fail for being captured.
+ */
+#define SM_HEEDS_UNKNOWN		(0xff & ~SM_HEEDS_SEARCH_PATH)
+
+typedef struct SmColumn
 {
+	char	   *key;			/* with the comma before: ,"name": */
+	int			keylen;
 	bool		dropped;
-	Category	category;
-	Oid			base_type;
-	bool		byval;
+	bool		typbyval;
 	int16		typlen;
-	FmgrInfo	output;			/* output function; cast function for CATEGORY_CAST */
-	FmgrInfo	text_output;	/* output function, always */
-	char	   *key;			/* "name": */
-	int			key_len;
-} Column;
+	Oid			type;			/* as declared */
+	Oid			basetype;		/* below any domains */
+	SmKind		kind;
+	Oid			castfunc;		/* of SM_KIND_CAST */
+	FmgrInfo	output;			/* of SM_KIND_NUMBER and SM_KIND_OTHER */
+} SmColumn;
 
 struct SmEncoder
 {
+	MemoryContext cxt;
+	uint64		casts_seen;		/* cast_changes when the columns were resolved */
+	int			heeds;			/* SM_HEEDS_*, of all columns */
 	int			natts;
-	bool		has_money;
-	Column		column[FLEXIBLE_ARRAY_MEMBER];
+	SmColumn	columns[FLEXIBLE_ARRAY_MEMBER];
 };
 
-static Category
-categorize(Oid typid, Oid *cast_function)
-{
-	CoercionPathType path;
+/* Counts the invalidations of pg_cast in this backend. */
+static uint64 cast_changes = 0;
 
-	*cast_function = InvalidOid;
-	switch (typid)
+static void
+count_cast_change(Datum arg, int cacheid, uint32 hashvalue)
+{
+	cast_changes++;
+}
+
+/*
+ * Decide how a column is written: the categories of core's json.c, and a few of
+ * our own where the output function would only cost a copy.
+ */
+static void
+resolve_column(SmColumn *col, MemoryContext cxt)
+{
+	Oid			outfunc;
+	bool		isvarlena;
+
+	col->basetype = getBaseType(col->type);
+	col->castfunc = InvalidOid;
+
+	switch (col->basetype)
 	{
 		case BOOLOID:
-			return CATEGORY_BOOL;
+			col->kind = SM_KIND_BOOL;
+			return;
 		case INT2OID:
-			return CATEGORY_INT2;
+			col->kind = SM_KIND_INT2;
+			return;
 		case INT4OID:
-			return CATEGORY_INT4;
+			col->kind = SM_KIND_INT4;
+			return;
 		case INT8OID:
-			return CATEGORY_INT8;
+			col->kind = SM_KIND_INT8;
+			return;
 		case FLOAT4OID:
 		case FLOAT8OID:
 		case NUMERICOID:
-			return CATEGORY_NUMBER;
-		case DATEOID:
-		case TIMESTAMPOID:
-		case TIMESTAMPTZOID:
-			return CATEGORY_DATETIME;
+			col->kind = SM_KIND_NUMBER;
+			break;
 		case TEXTOID:
 		case VARCHAROID:
 		case BPCHAROID:
-			return CATEGORY_TEXT;
+			col->kind = SM_KIND_TEXT;
+			return;
 		case JSONOID:
+			col->kind = SM_KIND_JSON;
+			return;
 		case JSONBOID:
-			return CATEGORY_JSON;
-		case ANYARRAYOID:
-		case ANYCOMPATIBLEARRAYOID:
-		case RECORDARRAYOID:
-			return CATEGORY_ARRAY;
+			col->kind = SM_KIND_JSONB;
+			return;
+		case DATEOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			col->kind = SM_KIND_DATETIME;
+			return;
+		default:
+			col->kind = SM_KIND_OTHER;
+			if (OidIsValid(get_element_type(col->basetype)) ||
+				col->basetype == ANYARRAYOID)	/* pg_statistic has such columns */
+			{
+				col->kind = SM_KIND_ARRAY;
+				return;
+			}
+			if (type_is_rowtype(col->basetype))
+			{
+				col->kind = SM_KIND_COMPOSITE;
+				return;
+			}
+			/* of built-in types, core leaves the casts to json aside */
+			if (col->basetype >= FirstNormalObjectId &&
+				find_coercion_pathway(JSONOID, col->basetype, COERCION_EXPLICIT,
+									  &col->castfunc) == COERCION_PATH_FUNC &&
+				OidIsValid(col->castfunc))
+			{
+				col->kind = SM_KIND_CAST;
+				return;
+			}
+			break;
 	}
-	if (OidIsValid(get_element_type(typid)))
-		return CATEGORY_ARRAY;
-	if (type_is_rowtype(typid))
-		return CATEGORY_COMPOSITE;
-	/* Only types that are not built in may bring their own cast, as in the core. */
-	if (typid < FirstNormalObjectId)
-		return CATEGORY_OTHER;
-	path = find_coercion_pathway(JSONOID, typid, COERCION_EXPLICIT, cast_function);
-	if (path == COERCION_PATH_FUNC && OidIsValid(*cast_function))
-		return CATEGORY_CAST;
-	return CATEGORY_OTHER;
+
+	getTypeOutputInfo(col->basetype, &outfunc, &isvarlena);
+	fmgr_info_cxt(outfunc, &col->output, cxt);
 }
 
-static void
-describe_column(Column *column, Form_pg_attribute att, MemoryContext cxt)
+/*
+ * Which settings the text of this type's values depends on.  Built-in types that
+ * are not known here are treated like foreign ones: slower, never wrong.
+ */
+static int
+settings_of_type(Oid type)
 {
-	Oid			output;
-	Oid			cast;
-	bool		varlena;
-	StringInfoData key;
+	Oid			inner;
+	int			heeds = SM_HEEDS_UNKNOWN;
 
-	column->dropped = att->attisdropped;
-	if (column->dropped)
-		return;
-	column->base_type = getBaseType(att->atttypid);
-	column->byval = att->attbyval;
-	column->typlen = att->attlen;
-	column->category = categorize(column->base_type, &cast);
-	getTypeOutputInfo(column->base_type, &output, &varlena);
-	fmgr_info_cxt(output, &column->text_output, cxt);
-	if (column->category == CATEGORY_CAST)
-		fmgr_info_cxt(cast, &column->output, cxt);
-	else
-		column->output = column->text_output;
+	check_stack_depth();
+	type = getBaseType(type);
 
-	initStringInfo(&key);
-	escape_json(&key, NameStr(att->attname));
-	appendStringInfoChar(&key, ':');
-	column->key = key.data;
-	column->key_len = key.len;
+	switch (type)
+	{
+		case BOOLOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case OIDOID:
+		case CHAROID:
+		case NAMEOID:
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+		case BITOID:
+		case VARBITOID:
+		case UUIDOID:
+		case JSONOID:
+		case JSONBOID:
+		case TIMEOID:
+		case TIMETZOID:
+		case INETOID:
+		case CIDROID:
+		case MACADDROID:
+		case TSVECTOROID:
+			return 0;
+		case DATEOID:
+		case TIMESTAMPOID:
+			return SM_HEEDS_DATESTYLE;
+		case TIMESTAMPTZOID:
+			return SM_HEEDS_DATESTYLE | SM_HEEDS_TIMEZONE;
+		case INTERVALOID:
+			return SM_HEEDS_INTERVALSTYLE;
+		case BYTEAOID:
+			return SM_HEEDS_BYTEA;
+		case CASHOID:
+			return SM_HEEDS_MONETARY;
+		case FLOAT4OID:
+		case FLOAT8OID:
+			return SM_HEEDS_FLOAT_DIGITS;
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+		case REGNAMESPACEOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGROLEOID:
+		case REGTYPEOID:
+			return SM_HEEDS_SEARCH_PATH | SM_HEEDS_QUOTING;
+		default:
+			break;
+	}
+
+	inner = get_element_type(type);
+	if (OidIsValid(inner))
+		return settings_of_type(inner);
+
+	switch (get_typtype(type))
+	{
+		case TYPTYPE_ENUM:
+			return 0;
+		case TYPTYPE_RANGE:
+			return settings_of_type(get_range_subtype(type));
+		case TYPTYPE_MULTIRANGE:
+			return settings_of_type(get_multirange_range(type));
+		case TYPTYPE_COMPOSITE:
+			{
+				/* ALTER TYPE may add attributes unseen: hence not only theirs */
+				TupleDesc	desc = lookup_rowtype_tupdesc_copy(type, -1);
+
+				for (int i = 0; i < desc->natts; i++)
+				{
+					if (!TupleDescAttr(desc, i)->attisdropped)
+						heeds |= settings_of_type(TupleDescAttr(desc, i)->atttypid);
+				}
+				FreeTupleDesc(desc);
+				return heeds;
+			}
+		default:
+			return heeds;
+	}
 }
 
 SmEncoder *
 sm_encode_create(TupleDesc desc, MemoryContext cxt)
 {
-	MemoryContext caller = MemoryContextSwitchTo(cxt);
-	SmEncoder  *encoder = palloc0(offsetof(SmEncoder, column) + sizeof(Column) * desc->natts);
+	static bool listening = false;
+	SmEncoder  *enc;
+	StringInfoData key;
 
-	encoder->natts = desc->natts;
+	if (!listening)
+	{
+		CacheRegisterSyscacheCallback(CASTSOURCETARGET, count_cast_change, (Datum) 0);
+		listening = true;
+	}
+
+	enc = MemoryContextAllocZero(cxt, offsetof(SmEncoder, columns) +
+								 desc->natts * sizeof(SmColumn));
+	enc->cxt = cxt;
+	enc->natts = desc->natts;
+	enc->casts_seen = cast_changes;
+	initStringInfo(&key);
+
 	for (int i = 0; i < desc->natts; i++)
 	{
-		describe_column(&encoder->column[i], TupleDescAttr(desc, i), cxt);
-		encoder->has_money |= encoder->column[i].base_type == MONEYOID ||
-			encoder->column[i].category == CATEGORY_COMPOSITE || encoder->column[i].category == CATEGORY_ARRAY;
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		SmColumn   *col = &enc->columns[i];
+
+		col->dropped = att->attisdropped;
+		if (col->dropped)
+			continue;
+
+		resetStringInfo(&key);
+		appendStringInfoChar(&key, ',');
+		escape_json(&key, NameStr(att->attname));
+		appendStringInfoChar(&key, ':');
+		col->key = MemoryContextStrdup(cxt, key.data);
+		col->keylen = key.len;
+
+		col->type = att->atttypid;
+		col->typlen = att->attlen;
+		col->typbyval = att->attbyval;
+		resolve_column(col, cxt);
+
+		/* date and time are written without their output functions, in UTC */
+		if (col->kind != SM_KIND_DATETIME)
+			enc->heeds |= settings_of_type(col->type);
 	}
-	MemoryContextSwitchTo(caller);
-	return encoder;
+	pfree(key.data);
+
+	return enc;
 }
 
 static void
-set_for_encoding(const char *name, const char *value, int *nest)
+fix_setting(int *nest, const char *name, const char *value)
 {
-	if (*nest < 0)
+	if (*nest == 0)
 		*nest = NewGUCNestLevel();
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
 }
 
+/*
+ * Returns 0 where the session's settings will do, which is the common case.
+ */
 int
-sm_encode_begin_settings(const SmEncoder *encoder)
+sm_encode_begin_settings(const SmEncoder *enc)
 {
-	int			nest = -1;
+	int			heeds = enc->heeds;
+	int			nest = 0;
 
-	if (DateStyle != USE_ISO_DATES)
-		set_for_encoding("datestyle", "ISO", &nest);
-	if (IntervalStyle != INTSTYLE_POSTGRES)
-		set_for_encoding("intervalstyle", "postgres", &nest);
-	if (extra_float_digits < 1)
-		set_for_encoding("extra_float_digits", "1", &nest);
-	if (bytea_output != BYTEA_OUTPUT_HEX)
-		set_for_encoding("bytea_output", "hex", &nest);
-	if (encoder->has_money && strcmp(locale_monetary, "C") != 0)
-		set_for_encoding("lc_monetary", "C", &nest);
+	if ((heeds & SM_HEEDS_DATESTYLE) && DateStyle != USE_ISO_DATES)
+		fix_setting(&nest, "DateStyle", "ISO");
+	if ((heeds & SM_HEEDS_INTERVALSTYLE) && IntervalStyle != INTSTYLE_POSTGRES)
+		fix_setting(&nest, "IntervalStyle", "postgres");
+	if (heeds & SM_HEEDS_TIMEZONE)
+	{
+		const char *zone = pg_get_timezone_name(session_timezone);
+
+		if (strcmp(zone, "GMT") != 0 && strcmp(zone, "UTC") != 0 &&
+			strcmp(zone, "Etc/UTC") != 0)
+			fix_setting(&nest, "TimeZone", "GMT");
+	}
+
+	if ((heeds & SM_HEEDS_BYTEA) && bytea_output != BYTEA_OUTPUT_HEX)
+		fix_setting(&nest, "bytea_output", "hex");
+
+	/* 1, 2 and 3 are the same: the shortest text that reads back exactly */
+	if ((heeds & SM_HEEDS_FLOAT_DIGITS) && extra_float_digits < 1)
+		fix_setting(&nest, "extra_float_digits", "1");
+
+	if (heeds & SM_HEEDS_MONETARY)
+	{
+		const char *found = GetConfigOptionResetString("lc_monetary");
+
+		if (found != NULL && strcmp(found, locale_monetary) != 0)
+			fix_setting(&nest, "lc_monetary", found);
+	}
+
+	if ((heeds & SM_HEEDS_QUOTING) && quote_all_identifiers)
+		fix_setting(&nest, "quote_all_identifiers", "off");
+	if ((heeds & SM_HEEDS_SEARCH_PATH) &&
+		strcmp(namespace_search_path, "pg_catalog, pg_temp") != 0)
+		fix_setting(&nest, "search_path", "pg_catalog, pg_temp");
+
 	return nest;
 }
 
 void
 sm_encode_end_settings(int nest)
 {
-	if (nest >= 0)
+	if (nest != 0)
 		AtEOXact_GUC(true, nest);
 }
 
+/*
+ * Before a tuple is encoded: does the encoder still know all about it?
+ */
 static void
-append_integer(StringInfo out, int64 value)
+check_encoder(SmEncoder *enc, TupleTableSlot *slot)
 {
-	enlargeStringInfo(out, MAXINT8LEN + 1);
-	out->len += pg_lltoa(value, out->data + out->len);
-	out->data[out->len] = '\0';
+	uint64		seen = cast_changes;
+
+	if (slot->tts_tupleDescriptor->natts != enc->natts)
+		elog(ERROR, "tuple has %d attributes, its encoder knows %d",
+			 slot->tts_tupleDescriptor->natts, enc->natts);
+
+	if (enc->casts_seen == seen)
+		return;
+
+	/* only the types that are not built in have a say in pg_cast */
+	for (int i = 0; i < enc->natts; i++)
+	{
+		if (enc->columns[i].basetype >= FirstNormalObjectId)
+			resolve_column(&enc->columns[i], enc->cxt);
+	}
+	enc->casts_seen = seen;
 }
 
 /*
- * Most texts need no escaping: copy whole stretches, and leave what is special to
- * the core.
+ * Append str as a JSON string.  What escape_json() does, but copying runs of
+ * ordinary bytes at once, and without needing a NUL at the end.  Every server
+ * encoding leaves ASCII bytes to ASCII characters, so bytes will do.
  */
 static void
-append_text(StringInfo out, const char *data, int len)
+append_string(StringInfo out, const char *str, int len)
 {
-	for (int i = 0; i < len; i++)
-		if ((unsigned char) data[i] < ' ' || data[i] == '"' || data[i] == '\\')
-		{
-			escape_json(out, pnstrdup(data, len));
-			return;
-		}
+	const char *run = str;
+	const char *end = str + len;
+
 	enlargeStringInfo(out, len + 2);
 	appendStringInfoCharMacro(out, '"');
-	appendBinaryStringInfo(out, data, len);
+	for (const char *p = str; p < end; p++)
+	{
+		unsigned char c = (unsigned char) *p;
+
+		if (likely(c >= ' ' && c != '"' && c != '\\'))
+			continue;
+
+		appendBinaryStringInfo(out, run, p - run);
+		run = p + 1;
+		switch (c)
+		{
+			case '\b':
+				appendStringInfoString(out, "\\b");
+				break;
+			case '\f':
+				appendStringInfoString(out, "\\f");
+				break;
+			case '\n':
+				appendStringInfoString(out, "\\n");
+				break;
+			case '\r':
+				appendStringInfoString(out, "\\r");
+				break;
+			case '\t':
+				appendStringInfoString(out, "\\t");
+				break;
+			case '"':
+				appendStringInfoString(out, "\\\"");
+				break;
+			case '\\':
+				appendStringInfoString(out, "\\\\");
+				break;
+			default:
+				appendStringInfo(out, "\\u%04x", c);
+				break;
+		}
+	}
+	appendBinaryStringInfo(out, run, end - run);
 	appendStringInfoCharMacro(out, '"');
 }
 
+/* Append characters as a JSON string, or bare, as text. */
 static void
-append_value(Column *column, Datum value, StringInfo out)
+append_chars(StringInfo out, const char *str, int len, bool bare)
 {
-	char		buf[MAXDATELEN + 1];
-	char	   *str;
+	if (bare)
+		appendBinaryStringInfo(out, str, len);
+	else
+		append_string(out, str, len);
+}
 
-	switch (column->category)
+/* Append the characters of a text, or of what is stored like one. */
+static void
+append_varlena(StringInfo out, Datum value, bool bare)
+{
+	struct varlena *chars = PG_DETOAST_DATUM_PACKED(value);
+
+	append_chars(out, VARDATA_ANY(chars), VARSIZE_ANY_EXHDR(chars), bare);
+	if ((Pointer) chars != DatumGetPointer(value))
+		pfree(chars);
+}
+
+/*
+ * Append a value as JSON; with bare, strings without their quotes and escapes.
+ */
+static void
+append_value(SmColumn *col, Datum value, StringInfo out, bool bare)
+{
+	switch (col->kind)
 	{
-		case CATEGORY_BOOL:
+		case SM_KIND_BOOL:
 			appendStringInfoString(out, DatumGetBool(value) ? "true" : "false");
 			break;
-		case CATEGORY_INT2:
-			append_integer(out, DatumGetInt16(value));
+		case SM_KIND_INT2:
+			enlargeStringInfo(out, MAXINT8LEN);
+			out->len += pg_itoa(DatumGetInt16(value), out->data + out->len);
 			break;
-		case CATEGORY_INT4:
-			append_integer(out, DatumGetInt32(value));
+		case SM_KIND_INT4:
+			enlargeStringInfo(out, MAXINT8LEN);
+			out->len += pg_ltoa(DatumGetInt32(value), out->data + out->len);
 			break;
-		case CATEGORY_INT8:
-			append_integer(out, DatumGetInt64(value));
+		case SM_KIND_INT8:
+			enlargeStringInfo(out, MAXINT8LEN);
+			out->len += pg_lltoa(DatumGetInt64(value), out->data + out->len);
 			break;
-		case CATEGORY_NUMBER:
-			str = OutputFunctionCall(&column->output, value);
-			if (IsValidJsonNumber(str, strlen(str)))
-				appendStringInfoString(out, str);
-			else
-				escape_json(out, str);
-			break;
-		case CATEGORY_DATETIME:
-			JsonEncodeDateTime(buf, value, column->base_type, NULL);
-			appendStringInfoCharMacro(out, '"');
-			appendStringInfoString(out, buf);
-			appendStringInfoCharMacro(out, '"');
-			break;
-		case CATEGORY_TEXT:
+		case SM_KIND_NUMBER:
 			{
-				struct varlena *packed = (struct varlena *) PG_DETOAST_DATUM_PACKED(value);
+				char	   *str = OutputFunctionCall(&col->output, value);
+				int			len = strlen(str);
 
-				append_text(out, VARDATA_ANY(packed), VARSIZE_ANY_EXHDR(packed));
+				append_chars(out, str, len, bare || IsValidJsonNumber(str, len));
+				pfree(str);
+				break;
 			}
+		case SM_KIND_TEXT:
+			append_varlena(out, value, bare);
 			break;
-		case CATEGORY_JSON:
-			appendStringInfoString(out, OutputFunctionCall(&column->output, value));
+		case SM_KIND_JSON:
+			append_varlena(out, value, true);
 			break;
-		case CATEGORY_ARRAY:
-			appendStringInfoString(out, TextDatumGetCString(DirectFunctionCall1(array_to_json, value)));
+		case SM_KIND_JSONB:
+			{
+				Jsonb	   *jb = DatumGetJsonbP(value);
+
+				(void) JsonbToCString(out, &jb->root, VARSIZE(jb));
+				if ((Pointer) jb != DatumGetPointer(value))
+					pfree(jb);
+				break;
+			}
+		case SM_KIND_DATETIME:
+			{
+				static const int utc = 0;
+				char		buf[MAXDATELEN + 1];
+
+				(void) JsonEncodeDateTime(buf, value, col->basetype, &utc);
+				append_chars(out, buf, strlen(buf), bare);
+				break;
+			}
+		case SM_KIND_ARRAY:
+			append_varlena(out, DirectFunctionCall1(array_to_json, value), true);
 			break;
-		case CATEGORY_COMPOSITE:
-			appendStringInfoString(out, TextDatumGetCString(DirectFunctionCall1(row_to_json, value)));
+		case SM_KIND_COMPOSITE:
+			append_varlena(out, DirectFunctionCall1(row_to_json, value), true);
 			break;
-		case CATEGORY_CAST:
-			appendStringInfoString(out, TextDatumGetCString(FunctionCall1(&column->output, value)));
+		case SM_KIND_CAST:
+			/* somebody's code, in any language: looked up afresh, as core does */
+			append_varlena(out, OidFunctionCall1(col->castfunc, value), true);
 			break;
-		case CATEGORY_OTHER:
-			escape_json(out, OutputFunctionCall(&column->output, value));
-			break;
+		case SM_KIND_OTHER:
+			{
+				char	   *str = OutputFunctionCall(&col->output, value);
+
+				append_chars(out, str, strlen(str), bare);
+				pfree(str);
+				break;
+			}
 	}
 }
 
+/*
+ * Append one member of an object, whose brace was opened at start.
+ */
 static void
-append_column(SmEncoder *encoder, int i, TupleTableSlot *slot, StringInfo out)
+append_member(SmColumn *col, Datum value, bool isnull, StringInfo out, int start)
 {
-	if (slot->tts_isnull[i])
-		appendStringInfoString(out, "null");
+	/* the first member needs no comma */
+	int			skip = (out->len == start + 1) ? 1 : 0;
+
+	appendBinaryStringInfo(out, col->key + skip, col->keylen - skip);
+	if (isnull)
+		appendBinaryStringInfo(out, "null", 4);
 	else
-		append_value(&encoder->column[i], slot->tts_values[i], out);
+		append_value(col, value, out, false);
 }
 
 void
-sm_encode_row(SmEncoder *encoder, TupleTableSlot *slot, StringInfo out)
+sm_encode_row(SmEncoder *enc, TupleTableSlot *slot, StringInfo out)
 {
-	bool		first = true;
+	int			start = out->len;
 
+	check_encoder(enc, slot);
 	slot_getallattrs(slot);
-	appendStringInfoChar(out, '{');
-	for (int i = 0; i < encoder->natts; i++)
-	{
-		Column	   *column = &encoder->column[i];
 
-		if (column->dropped)
-			continue;
-		if (!first)
-			appendStringInfoCharMacro(out, ',');
-		first = false;
-		appendBinaryStringInfo(out, column->key, column->key_len);
-		append_column(encoder, i, slot, out);
+	appendStringInfoChar(out, '{');
+	for (int i = 0; i < enc->natts; i++)
+	{
+		if (!enc->columns[i].dropped)
+			append_member(&enc->columns[i], slot->tts_values[i], slot->tts_isnull[i],
+						  out, start);
 	}
 	appendStringInfoChar(out, '}');
 }
 
-/* Equal as stored; a value out of line that was not touched has the same pointer. */
+/*
+ * Are two values the same, bit for bit once detoasted?  An UPDATE leaves a long
+ * value that it does not touch where it is, so equal TOAST pointers are the
+ * common case and need no reading.
+ */
 static bool
-same_value(const Column *column, Datum a, Datum b)
+same_image(SmColumn *col, Datum a, Datum b)
 {
-	if (column->typlen == -1 && !column->byval)
+	if (col->typlen == -1)
 	{
-		struct varlena *x = (struct varlena *) DatumGetPointer(a);
-		struct varlena *y = (struct varlena *) DatumGetPointer(b);
+		Pointer		pa = DatumGetPointer(a);
+		Pointer		pb = DatumGetPointer(b);
 
-		if (VARATT_IS_EXTERNAL_ONDISK(x) && VARATT_IS_EXTERNAL_ONDISK(y) &&
-			memcmp(x, y, VARSIZE_EXTERNAL(x)) == 0)
+		if (VARATT_IS_EXTERNAL_ONDISK(pa) && VARATT_IS_EXTERNAL_ONDISK(pb) &&
+			memcmp(pa, pb, VARSIZE_EXTERNAL(pa)) == 0)
 			return true;
 	}
-	return datum_image_eq(a, b, column->byval, column->typlen);
+
+	return datum_image_eq(a, b, col->typbyval, col->typlen);
 }
 
 int
-sm_encode_changed(SmEncoder *encoder, TupleTableSlot *oldslot, TupleTableSlot *newslot, StringInfo out)
+sm_encode_changed(SmEncoder *enc, TupleTableSlot *oldslot, TupleTableSlot *newslot,
+				  StringInfo out)
 {
-	int			changed = 0;
+	int			start = out->len;
+	int			nchanged = 0;
 
+	Assert(newslot->tts_tupleDescriptor->natts == enc->natts);
+
+	check_encoder(enc, oldslot);
 	slot_getallattrs(oldslot);
 	slot_getallattrs(newslot);
-	appendStringInfoChar(out, '{');
-	for (int i = 0; i < encoder->natts; i++)
-	{
-		Column	   *column = &encoder->column[i];
 
-		if (column->dropped)
+	appendStringInfoChar(out, '{');
+	for (int i = 0; i < enc->natts; i++)
+	{
+		SmColumn   *col = &enc->columns[i];
+		bool		oldnull = oldslot->tts_isnull[i];
+		bool		newnull = newslot->tts_isnull[i];
+
+		if (col->dropped || (oldnull && newnull))
 			continue;
-		if (oldslot->tts_isnull[i] && newslot->tts_isnull[i])
+		if (!oldnull && !newnull &&
+			same_image(col, oldslot->tts_values[i], newslot->tts_values[i]))
 			continue;
-		if (!oldslot->tts_isnull[i] && !newslot->tts_isnull[i] &&
-			same_value(column, oldslot->tts_values[i], newslot->tts_values[i]))
-			continue;
-		if (changed++ > 0)
-			appendStringInfoCharMacro(out, ',');
-		appendBinaryStringInfo(out, column->key, column->key_len);
-		append_column(encoder, i, oldslot, out);
+
+		append_member(col, oldslot->tts_values[i], oldnull, out, start);
+		nchanged++;
 	}
 	appendStringInfoChar(out, '}');
-	return changed;
+
+	return nchanged;
 }
 
-void
-sm_encode_value(SmEncoder *encoder, TupleTableSlot *slot, AttrNumber attnum, StringInfo out)
+/*
+ * Append one column.  Returns whether it is there, which is to say, not null.
+ */
+static bool
+append_column(SmEncoder *enc, TupleTableSlot *slot, AttrNumber attnum, StringInfo out,
+			  bool bare)
 {
-	slot_getsomeattrs(slot, attnum);
-	append_column(encoder, attnum - 1, slot, out);
+	SmColumn   *col = &enc->columns[attnum - 1];
+	bool		isnull;
+	Datum		value;
+
+	Assert(attnum > 0 && attnum <= enc->natts && !col->dropped);
+
+	check_encoder(enc, slot);
+	value = slot_getattr(slot, attnum, &isnull);
+	if (!isnull)
+		append_value(col, value, out, bare);
+	return !isnull;
 }
 
-void
-sm_encode_text(SmEncoder *encoder, TupleTableSlot *slot, AttrNumber attnum, StringInfo out)
+bool
+sm_encode_text(SmEncoder *enc, TupleTableSlot *slot, AttrNumber attnum, StringInfo out)
 {
-	Column	   *column = &encoder->column[attnum - 1];
+	return append_column(enc, slot, attnum, out, true);
+}
 
-	slot_getsomeattrs(slot, attnum);
-	Assert(!slot->tts_isnull[attnum - 1]);
-	appendStringInfoString(out, OutputFunctionCall(&column->text_output, slot->tts_values[attnum - 1]));
+bool
+sm_encode_value(SmEncoder *enc, TupleTableSlot *slot, AttrNumber attnum, StringInfo out)
+{
+	bool		there = append_column(enc, slot, attnum, out, false);
+
+	if (!there)
+		appendStringInfoString(out, "null");
+	return there;
 }
