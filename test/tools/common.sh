@@ -35,7 +35,7 @@ remove_workspace()
 	for pidfile in "$work"/*/postmaster.pid; do
 		[ -e "$pidfile" ] && as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null 2>&1 || true
 	done
-	rm -rf "$work"
+	[ -n "${SM_KEEP_WORK:-}" ] || rm -rf "$work"
 }
 
 # private_postgres: a copy of the installed PostgreSQL below $work, so that nothing on the machine is changed.
