@@ -79,6 +79,12 @@ find_option(const char *name, bool create_placeholders, bool skip_errors, int el
 }
 #endif
 
+/* The JSON lexer's context may be the caller's since 17. */
+#if PG_VERSION_NUM < 170000 && defined(JSONAPI_H)
+#define makeJsonLexContextCstringLen(lex, json, len, encoding, need_escapes) \
+	makeJsonLexContextCstringLen(unconstify(char *, (json)), (len), (encoding), (need_escapes))
+#endif
+
 /* Named wait events of extensions came with 17. */
 #if PG_VERSION_NUM < 170000
 #define WaitEventExtensionNew(name) PG_WAIT_EXTENSION

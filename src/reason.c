@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "common/jsonapi.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
@@ -141,37 +142,48 @@ reason_is_local(void)
 	return setting != NULL && setting->stack != NULL && setting->stack->state != GUC_SET;
 }
 
+/* x-reason in headers, in the current memory context, or NULL. */
+static char *
+find_reason(const char *headers)
+{
+	JsonLexContext *lex = makeJsonLexContextCstringLen(NULL, headers, strlen(headers),
+													   GetDatabaseEncoding(), true);
+	Datum		value;
+	LOCAL_FCINFO(fcinfo, 2);
+
+	/* What is no JSON holds no reason; the parser below would make the sale fail for it. */
+	if (pg_parse_json(lex, &nullSemAction) != JSON_SUCCESS)
+		return NULL;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 2, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = CStringGetTextDatum(headers);
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = CStringGetTextDatum("x-reason");
+	fcinfo->args[1].isnull = false;
+	value = json_object_field_text(fcinfo);
+	return fcinfo->isnull ? NULL : TextDatumGetCString(value);
+}
+
 /* x-reason of PostgREST's headers, or NULL; valid until the headers change. */
 static const char *
 reason_from_headers(void)
 {
 	const char *headers = GetConfigOption("request.headers", true, false);
-	Datum		value;
-	LOCAL_FCINFO(fcinfo, 2);
+	char	   *reason;
 
 	if (headers == NULL || headers[0] == '\0')
 		return NULL;
 	if (headers_seen != NULL && strcmp(headers, headers_seen) == 0)
 		return headers_reason;
 
-	InitFunctionCallInfoData(*fcinfo, NULL, 2, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = DirectFunctionCall1(json_in, CStringGetDatum(headers));
-	fcinfo->args[0].isnull = false;
-	fcinfo->args[1].value = CStringGetTextDatum("x-reason");
-	fcinfo->args[1].isnull = false;
-	value = json_object_field_text(fcinfo);
-
+	reason = find_reason(headers);
 	if (headers_seen)
 		pfree(headers_seen);
 	if (headers_reason)
 		pfree(headers_reason);
 	headers_seen = headers_reason = NULL;
-	if (!fcinfo->isnull)
-	{
-		char	   *raw = TextDatumGetCString(value);
-
-		headers_reason = MemoryContextStrdup(TopMemoryContext, raw);
-	}
+	if (reason != NULL)
+		headers_reason = MemoryContextStrdup(TopMemoryContext, reason);
 	headers_seen = MemoryContextStrdup(TopMemoryContext, headers);
 	return headers_reason;
 }

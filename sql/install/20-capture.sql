@@ -253,26 +253,44 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.check_column(regclass, name, text) IS 'Internal: number of a column; 42703 with the table''s columns as hint.';
 
+CREATE FUNCTION softmobile.tree_of(root regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	WITH RECURSIVE tree (relid, depth) AS (
+		SELECT root::oid, 0
+		UNION
+		SELECT i.inhrelid, tree.depth + 1 FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+	SELECT tree.relid::regclass FROM tree GROUP BY tree.relid ORDER BY min(tree.depth), tree.relid;
+END;
+COMMENT ON FUNCTION softmobile.tree_of(regclass) IS 'Internal: a table, its partitions and inheritance children on all levels, parents first.';
+
+CREATE FUNCTION softmobile.roots_of(tables oid[]) RETURNS SETOF regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	WITH RECURSIVE up (relid) AS (
+		SELECT t FROM unnest(tables) AS t
+		UNION
+		SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.relid)
+	SELECT c.relation FROM up JOIN softmobile.captured_table c ON c.relation = up.relid;
+END;
+COMMENT ON FUNCTION softmobile.roots_of(oid[]) IS 'Internal: the attached ones among tables and their ancestors.';
+
+-- PostgreSQL fires a row's triggers in the order of their names. Ours goes before those of the application, which may
+-- change the row again: hence its name. Parents first: a partition gets its row trigger from them.
 CREATE FUNCTION softmobile.cover(root regclass) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	t record;
+	t regclass;
 BEGIN
-	FOR t IN
-		WITH RECURSIVE tree (relid) AS (
-			SELECT root::oid
-			UNION
-			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
-		SELECT c.oid::regclass AS relation, c.relkind IN ('r', 'p') AS is_table
-		FROM tree JOIN pg_class c ON c.oid = tree.relid
-	LOOP
-		CONTINUE WHEN NOT t.is_table;
-		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relation AND g.tgfoid = 'softmobile.capture()'::regprocedure) THEN
-			EXECUTE format('CREATE TRIGGER softmobile_capture AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION softmobile.capture()', t.relation);
+	FOR t IN SELECT softmobile.tree_of(root) LOOP
+		CONTINUE WHEN (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = t);
+		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgfoid = 'softmobile.capture()'::regprocedure) THEN
+			EXECUTE format('CREATE TRIGGER "!softmobile_capture" AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION softmobile.capture(%s)',
+				t, CASE WHEN t <> root THEN quote_literal('inherited') END);
 		END IF;
-		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relation AND g.tgfoid = 'softmobile.refuse_truncate()'::regprocedure) THEN
-			EXECUTE format('CREATE TRIGGER softmobile_refuse_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION softmobile.refuse_truncate()', t.relation);
+		IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgfoid = 'softmobile.refuse_truncate()'::regprocedure) THEN
+			EXECUTE format('CREATE TRIGGER "!softmobile_refuse_truncate" BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION softmobile.refuse_truncate()', t);
 		END IF;
 	END LOOP;
 END
@@ -336,11 +354,7 @@ BEGIN
 		RAISE EXCEPTION '% is already attached', "table"
 			USING ERRCODE = 'duplicate_object', HINT = format('To change how it is captured, call softmobile.detach(%L) first.', "table"::text);
 	END IF;
-	WITH RECURSIVE up (relid) AS (
-		SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = "table"
-		UNION
-		SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.relid)
-	SELECT c.relation INTO ancestor FROM up JOIN softmobile.captured_table c ON c.relation = up.relid LIMIT 1;
+	SELECT r INTO ancestor FROM softmobile.roots_of(ARRAY["table"::oid]) AS r LIMIT 1;
 	IF ancestor IS NOT NULL THEN
 		RAISE EXCEPTION '% is already captured through %', "table", ancestor
 			USING ERRCODE = 'duplicate_object', HINT = 'Partitions and inheritance children follow their root.';
@@ -448,6 +462,7 @@ AS $$
 #variable_conflict use_variable
 DECLARE
 	t record;
+	still regclass;
 BEGIN
 	DELETE FROM softmobile.captured_table c WHERE c.relation = "table";
 	IF NOT FOUND THEN
@@ -457,15 +472,15 @@ BEGIN
 	DELETE FROM softmobile.outbox_snapshot s WHERE s.root = "table";
 	PERFORM softmobile.captures_changed();
 	FOR t IN
-		WITH RECURSIVE tree (relid) AS (
-			SELECT "table"::oid
-			UNION
-			SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.relid)
 		SELECT g.tgname, g.tgrelid::regclass AS relation
-		FROM tree JOIN pg_trigger g ON g.tgrelid = tree.relid
+		FROM softmobile.tree_of("table") AS tree JOIN pg_trigger g ON g.tgrelid = tree
 		WHERE g.tgparentid = 0 AND g.tgfoid IN ('softmobile.capture()'::regprocedure, 'softmobile.refuse_truncate()'::regprocedure)
 	LOOP
 		EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.relation);
+	END LOOP;
+	-- A child may be attached by itself, or have another attached parent.
+	FOR still IN SELECT softmobile.roots_of(ARRAY(SELECT tree::oid FROM softmobile.tree_of("table") AS tree)) LOOP
+		PERFORM softmobile.cover(still);
 	END LOOP;
 	PERFORM softmobile.record_audit('detach', NULL, softmobile.current_reason(), NULL, NULL,
 		jsonb_build_object('table', "table"::text), softmobile.calling_role());
@@ -482,18 +497,40 @@ DECLARE
 	root regclass;
 BEGIN
 	FOR root IN
-		WITH RECURSIVE up (relid) AS (
-			SELECT d.objid FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass
-			UNION
-			SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.relid)
-		SELECT c.relation FROM up JOIN softmobile.captured_table c ON c.relation = up.relid
+		SELECT softmobile.roots_of(ARRAY(SELECT d.objid FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass))
+		UNION
+		-- ALTER TYPE changes the columns of tables made OF the type, and names none of them.
+		SELECT c.relation FROM softmobile.captured_table c JOIN pg_class t ON t.oid = c.relation AND t.reloftype <> 0
+		WHERE tg_tag = 'ALTER TYPE'
 	LOOP
 		PERFORM softmobile.follow_renames(root);
-		PERFORM softmobile.cover(root);
+		-- In a restore it has no trigger until the dump creates those of all tables.
+		IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = root AND g.tgfoid = 'softmobile.capture()'::regprocedure) THEN
+			PERFORM softmobile.cover(root);
+		END IF;
 	END LOOP;
+	-- Tables may have left the tree of an attached one; nothing says which.
+	IF tg_tag = 'ALTER TABLE' AND EXISTS (SELECT FROM softmobile.captured_table) THEN
+		PERFORM softmobile.captures_changed();
+	END IF;
 END
 $$;
 COMMENT ON FUNCTION softmobile.follow_ddl() IS 'Event trigger: new partitions and inheritance children of attached tables get their triggers, renamed columns are followed, dropping a column that capture needs is refused.';
+
+CREATE FUNCTION softmobile.note_columns() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	UPDATE softmobile.captured_table c SET column_numbers = now.numbers
+	FROM softmobile.captured_table t
+		CROSS JOIN LATERAL (
+			SELECT array_agg(a.attnum ORDER BY w.n) AS numbers, count(*) = count(a.attnum) AS complete
+			FROM unnest(t.key_columns || t.branch_columns || array_remove(ARRAY[t.reason_column, t.folio_column, t.amount_column], NULL)) WITH ORDINALITY AS w (name, n)
+				LEFT JOIN pg_attribute a ON a.attrelid = t.relation AND a.attname = w.name AND a.attnum > 0) AS now
+	WHERE t.relation = c.relation AND now.complete AND now.numbers <> c.column_numbers;
+END
+$$;
+COMMENT ON FUNCTION softmobile.note_columns() IS 'Event trigger: takes down the numbers of attached tables'' columns before these may be renamed; a restore from a dump changes numbers.';
 
 CREATE FUNCTION softmobile.follow_renames(root regclass) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -506,7 +543,7 @@ DECLARE
 BEGIN
 	SELECT * INTO c FROM softmobile.captured_table t WHERE t.relation = root;
 	was := c.key_columns || c.branch_columns || array_remove(ARRAY[c.reason_column, c.folio_column, c.amount_column], NULL);
-	-- A name that still exists is right, whatever its number: numbers change in a restore.
+	-- A name that still exists is right.
 	IF NOT EXISTS (SELECT FROM unnest(was) AS w (name)
 				   WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = root AND a.attname = w.name AND a.attnum > 0)) THEN
 		RETURN;
@@ -538,6 +575,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	gone regclass;
+	changed regclass;
 BEGIN
 	-- While the extension itself goes, its tables are gone already.
 	IF to_regclass('softmobile.captured_table') IS NULL THEN
@@ -555,13 +593,29 @@ BEGIN
 	DELETE FROM softmobile.outbox_snapshot s
 	USING pg_event_trigger_dropped_objects() d
 	WHERE d.classid = 'pg_class'::regclass AND d.objid = s.relation AND d.objsubid = 0;
+	-- Columns that go with something else, such as their type.
+	FOR changed IN
+		SELECT DISTINCT c.relation
+		FROM softmobile.captured_table c JOIN pg_event_trigger_dropped_objects() d
+			ON d.classid = 'pg_class'::regclass AND d.objid = c.relation AND d.objsubid > 0
+	LOOP
+		PERFORM softmobile.follow_renames(changed);
+	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION softmobile.follow_drop() IS 'Event trigger: a dropped table is no longer attached; its events are delivered all the same.';
+COMMENT ON FUNCTION softmobile.follow_drop() IS 'Event trigger: a dropped table is no longer attached; its events are delivered all the same. Error: 2BP01 when a column would go that capture needs.';
 
+CREATE EVENT TRIGGER softmobile_note_columns ON ddl_command_start
+	WHEN TAG IN ('ALTER TABLE', 'ALTER TYPE')
+	EXECUTE FUNCTION softmobile.note_columns();
+COMMENT ON EVENT TRIGGER softmobile_note_columns IS 'So that renamed columns of attached tables are found again.';
 CREATE EVENT TRIGGER softmobile_follow_ddl ON ddl_command_end
-	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA')
+	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA')
 	EXECUTE FUNCTION softmobile.follow_ddl();
 COMMENT ON EVENT TRIGGER softmobile_follow_ddl IS 'Keeps the capture of attached tables complete when their partitions, children and columns change.';
 CREATE EVENT TRIGGER softmobile_follow_drop ON sql_drop EXECUTE FUNCTION softmobile.follow_drop();
 COMMENT ON EVENT TRIGGER softmobile_follow_drop IS 'Forgets attached tables that are dropped.';
+-- In replica mode too, where the capture trigger does not fire: it must find its table as it is once the mode ends.
+ALTER EVENT TRIGGER softmobile_note_columns ENABLE ALWAYS;
+ALTER EVENT TRIGGER softmobile_follow_ddl ENABLE ALWAYS;
+ALTER EVENT TRIGGER softmobile_follow_drop ENABLE ALWAYS;
