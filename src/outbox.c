@@ -195,18 +195,6 @@ sm_outbox_lanes(void)
 	return rows;
 }
 
-void
-sm_outbox_close_lane(int lane_id)
-{
-	static SmQuery query = {
-		"UPDATE softmobile.outbox_lane SET closed = true WHERE lane_id = $1", 1, {INT4OID}
-	};
-	SmArgs		args = {0};
-
-	sm_args_int4(&args, lane_id);
-	sm_query_run(&query, &args);
-}
-
 /* Registers branches (char *) met in rows. */
 void
 sm_outbox_register(List *branches)

@@ -114,7 +114,6 @@ extern bool sm_outbox_lanes_changed(void);
 extern void sm_outbox_lanes_stale(void);
 extern List *sm_outbox_branches(void);
 extern List *sm_outbox_lanes(void);
-extern void sm_outbox_close_lane(int lane_id);
 extern void sm_outbox_register(List *branches);
 
 /* The log */
@@ -155,7 +154,7 @@ extern SmRanges sm_outbox_resend(int lane_id, const SmRanges *seqs);
 extern char *sm_outbox_check_identity(void);
 extern void sm_outbox_open_epoch(const char *why);
 extern bool sm_outbox_snapshot_step(void);
-extern void sm_outbox_rotate(void);
+extern void sm_outbox_keep_house(void);
 extern int64 sm_outbox_settings_digest(void);
 
 #endif							/* SM_OUTBOX_H */

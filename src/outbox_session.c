@@ -240,15 +240,17 @@ sm_outbox_snapshot_step(void)
 	return true;
 }
 
-/* Opens a new segment and empties an old one when it is time. */
+/* Opens a new segment, empties an old one, closes lanes, when it is time. */
 void
-sm_outbox_rotate(void)
+sm_outbox_keep_house(void)
 {
-	static SmQuery query = {"SELECT softmobile.recycle_segments($1 * interval '1 minute')", 1, {INT4OID}, .writes = true};
+	static SmQuery segments = {"SELECT softmobile.recycle_segments($1 * interval '1 minute')", 1, {INT4OID}, .writes = true};
+	static SmQuery lanes = {"SELECT softmobile.close_lanes()", .writes = true};
 	SmArgs		args = {0};
 
 	sm_args_int4(&args, sm_retention);
-	sm_query_run(&query, &args);
+	sm_query_run(&segments, &args);
+	sm_query_run(&lanes, NULL);
 }
 
 /* Changes when a setting of ours is changed for this database or this role. */

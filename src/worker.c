@@ -116,7 +116,7 @@ keep_house(void)
 {
 	if (!sm_outbox_begin(extension))
 		sm_process_leave(SM_VERDICT_LEFT);
-	sm_outbox_rotate();
+	sm_outbox_keep_house();
 	sm_outbox_commit();
 }
 

@@ -106,7 +106,7 @@ BEGIN
 	INSERT INTO softmobile.outbox_lane (branch_id, priority, epoch_no, log_id)
 	SELECT branch, u.priority, u.epoch_no, u.lane_id
 	FROM softmobile.outbox_lane u
-	WHERE u.branch_id IS NULL
+	WHERE u.branch_id IS NULL AND NOT u.closed
 		AND NOT EXISTS (SELECT FROM softmobile.outbox_lane l WHERE l.branch_id = branch AND l.log_id = u.lane_id);
 	PERFORM softmobile.lanes_changed();
 END

@@ -201,6 +201,37 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.snapshot_step(bigint) IS 'Internal, for the worker: queues the rows of some more blocks of a table attached with initial => ''snapshot''. Returns the number of events.';
 
+CREATE FUNCTION softmobile.close_lanes() RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	-- The two epochs in use were opened together; a day later nobody remembers the ones before.
+	opened record;
+	n bigint;
+BEGIN
+	SELECT e.epoch_no - 1 AS first_no, e.opened_at INTO opened FROM softmobile.outbox_epoch e WHERE e.registered ORDER BY e.epoch_no DESC LIMIT 1;
+	IF opened.opened_at > now() - interval '1 day' THEN
+		RETURN 0;
+	END IF;
+	UPDATE softmobile.outbox_lane c SET closed = true
+	FROM softmobile.outbox_lane_state l
+	WHERE c.lane_id = l.lane_id AND NOT c.closed AND l.epoch_no < opened.first_no
+		AND NOT EXISTS (SELECT FROM pg_locks k WHERE k.locktype = 'relation' AND k.relation = to_regclass(format('softmobile.lane_%s_seq', l.log_id)))
+		AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = l.lane_id AND x.state IN ('failed', 'queued'))
+		AND NOT EXISTS (SELECT FROM softmobile.outbox_event e
+			WHERE e.lane_id = l.log_id AND e.seq >= l.first_open AND CASE
+				WHEN l.branch_id IS NULL THEN NOT EXISTS (SELECT FROM softmobile.outbox_lane o WHERE o.log_id = l.lane_id AND o.branch_id = e.branch_id)
+				ELSE NOT l.settled_all @> e.seq AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id) END);
+	GET DIAGNOSTICS n = ROW_COUNT;
+	IF n > 0 THEN
+		PERFORM softmobile.lanes_changed();
+	END IF;
+	RETURN n;
+END
+$$;
+COMMENT ON FUNCTION softmobile.close_lanes() IS
+'Internal, for the worker: closes lanes of older epochs that are drained and that nobody can write to any more. Returns how many.';
+
 CREATE FUNCTION softmobile.empty_segment(segment integer) RETURNS void
 LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'softmobile_empty_segment';

@@ -26,7 +26,7 @@ BEGIN
 			EXECUTE format('GRANT UPDATE ON softmobile.outbox_lane TO %I', role);
 			EXECUTE format('GRANT DELETE ON softmobile.outbox_request, softmobile.outbox_identity TO %I', role);
 			EXECUTE format('GRANT USAGE ON ALL SEQUENCES IN SCHEMA softmobile TO %I', role);
-			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval) TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval), softmobile.close_lanes() TO %I', role);
 		ELSE
 			RAISE EXCEPTION 'unknown kind of role "%"', kind
 				USING ERRCODE = 'invalid_parameter_value', HINT = 'Use operator, auditor, app or worker.';
