@@ -66,6 +66,9 @@ extern const char *body_data(const Body *body, size_t *len);
 extern size_t body_received(const Body *body);
 extern void body_free(Body *body);
 
+/* listen.c */
+extern int	listen_open(const char *host, const char *port, int *bound);
+
 /* server.c */
 extern bool server_start(const Options *options, int *port);
 extern void server_stop(int timeout);

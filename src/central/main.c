@@ -175,7 +175,7 @@ main(int argc, char **argv)
 
 	if (!pool_start(&options) || !server_start(&options, &port))
 		return 1;
-	printf("listening on %s:%d\n", options.host, port);
+	printf(strchr(options.host, ':') ? "listening on [%s]:%d\n" : "listening on %s:%d\n", options.host, port);
 	fflush(stdout);
 
 	sigwait(&ending, &signal_number);

@@ -12,7 +12,7 @@
  */
 #include "gateway.h"
 
-#include <arpa/inet.h>
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -301,25 +301,14 @@ read_file(const char *path)
 bool
 server_start(const Options *opts, int *port)
 {
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-	struct addrinfo *address = NULL;
 	unsigned int flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC;
 	struct MHD_OptionItem tls[] = {
 		{MHD_OPTION_HTTPS_MEM_CERT, 0, NULL}, {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL}, {MHD_OPTION_END, 0, NULL}
 	};
-	const union MHD_DaemonInfo *info;
-	int			error;
+	int			listening;
 
 	options = opts;
 	body_init(opts);
-	error = getaddrinfo(opts->host, opts->port, &hints, &address);
-	if (error != 0)
-	{
-		log_line("cannot listen on %s:%s: %s", opts->host, opts->port, gai_strerror(error));
-		return false;
-	}
-	if (address->ai_family == AF_INET6)
-		flags |= MHD_USE_IPv6;
 	if (opts->tls_cert != NULL)
 	{
 		flags |= MHD_USE_TLS;
@@ -328,16 +317,16 @@ server_start(const Options *opts, int *port)
 		if (tls_cert == NULL || tls_key == NULL)
 		{
 			log_line("cannot read the certificate or its key");
-			freeaddrinfo(address);
 			return false;
 		}
 	}
 	else
 		tls[0].option = MHD_OPTION_END;
 
+	if ((listening = listen_open(opts->host, opts->port, port)) < 0)
+		return false;
 	http = MHD_start_daemon(flags, 0, NULL, NULL, handle_request, NULL,
-							MHD_OPTION_SOCK_ADDR, address->ai_addr,
-							MHD_OPTION_LISTENING_ADDRESS_REUSE, 1u,
+							MHD_OPTION_LISTEN_SOCKET, listening,
 							MHD_OPTION_CONNECTION_LIMIT, (unsigned int) opts->clients,
 							MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned int) opts->clients_per_address,
 							MHD_OPTION_CONNECTION_TIMEOUT, (unsigned int) opts->timeout,
@@ -346,14 +335,11 @@ server_start(const Options *opts, int *port)
 							MHD_OPTION_NOTIFY_COMPLETED, end_request, NULL,
 							MHD_OPTION_ARRAY, tls,
 							MHD_OPTION_END);
-	freeaddrinfo(address);
 	if (http == NULL)
 	{
-		log_line("cannot listen on %s:%s", opts->host, opts->port);
+		log_line("cannot serve HTTP: %s", opts->tls_cert ? "is the certificate that of the key?" : strerror(errno));
 		return false;
 	}
-	info = MHD_get_daemon_info(http, MHD_DAEMON_INFO_BIND_PORT);
-	*port = info ? info->port : 0;
 	return true;
 }
 
