@@ -395,6 +395,8 @@ fail_refused(SmLane *lane, const char *error)
 		for (int i = 0; i < part->members.n; i++)
 			sm_ranges_add(&members, part->members.range[i].lo, part->members.range[i].hi);
 	}
+	if (whole == NULL)
+		return;
 	merged = sm_batch_restore(lane, &members);
 	merged->attempt_count = whole->attempt_count;
 	merged->first_attempt_at = whole->first_attempt_at;

@@ -161,6 +161,17 @@ amount_of(SmCaptured *captured, TupleTableSlot *slot, bool *present)
 							   Int32GetDatum(-1));
 }
 
+/* The row that an event is about: the new one, of a delete the old one. */
+static TupleTableSlot *
+row_of(TupleTableSlot *new, TupleTableSlot *old)
+{
+	TupleTableSlot *row = new ? new : old;
+
+	if (row == NULL)
+		elog(ERROR, "a change without a row");
+	return row;
+}
+
 /*
  * Appends an event; new or old is NULL where the operation has none.
  */
@@ -168,7 +179,7 @@ static void
 append_event(SmCaptured *captured, char op, TupleTableSlot *new, TupleTableSlot *old,
 			 const char *actor, const char *reason)
 {
-	TupleTableSlot *row = new ? new : old;
+	TupleTableSlot *row = row_of(new, old);
 	SmNewEvent	event = {.op = op, .entity_no = captured->entity_no, .priority = captured->priority};
 	StringInfoData payload;
 	StringInfoData folio;
@@ -214,7 +225,7 @@ append_change(SmCaptured *captured, Relation table, char op, TupleTableSlot *new
 	char	   *actor = GetUserNameFromId(GetOuterUserId(), true);
 
 	append_event(captured, op, new, old, actor ? actor : "",
-				 reason_of(captured, new ? new : old, table));
+				 reason_of(captured, row_of(new, old), table));
 }
 
 static bool

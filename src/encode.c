@@ -667,11 +667,13 @@ static bool
 append_column(SmEncoder *enc, TupleTableSlot *slot, AttrNumber attnum, StringInfo out,
 			  bool bare)
 {
-	SmColumn   *col = &enc->columns[attnum - 1];
+	SmColumn   *col;
 	bool		isnull;
 	Datum		value;
 
-	Assert(attnum > 0 && attnum <= enc->natts && !col->dropped);
+	Assert(attnum > 0 && attnum <= enc->natts);
+	col = &enc->columns[attnum - 1];
+	Assert(!col->dropped);
 
 	check_encoder(enc, slot);
 	value = slot_getattr(slot, attnum, &isnull);

@@ -113,7 +113,7 @@ backoff(int failures)
 {
 	int64		ms = Min((int64) 1000 << Min(failures, 10), MAX_BACKOFF);
 
-	return ms / 2 + (int64) (pg_prng_double(&pg_global_prng_state) * (ms / 2));
+	return ms / 2 + (int64) (pg_prng_double(&pg_global_prng_state) * ms / 2);
 }
 
 /* Note one failure more, and when to try again. */

@@ -96,7 +96,7 @@ adopt_lane(const SmLaneRow *row, SmBranch *branch)
 			batch->first_attempt_at = row->first_attempt_at;
 			batch->last_attempt_at = row->last_attempt_at;
 			add_skips(lane, &left);
-			if (row->failed && branch->requeue_at == 0)
+			if (row->failed && branch != NULL && branch->requeue_at == 0)
 				branch->requeue_at = TimestampTzPlusMilliseconds(row->last_attempt_at, sm_retry_interval * INT64CONST(1000));
 		}
 	}
