@@ -269,7 +269,8 @@ CREATE TABLE softmobile.outbox_identity (
 );
 COMMENT ON TABLE softmobile.outbox_identity IS 'Which database this is. Never dumped: a copy that finds it missing or different opens a new epoch.';
 
--- What a backup carries: everything but the identity.  One statement for each: the call updates one catalog row.
+-- What a backup carries: everything but the identity and the next lane's number, which in a restored database must
+-- be above all that the backup holds.  One statement for each: the call updates one catalog row.
 DO $$
 DECLARE
 	t regclass;
@@ -279,7 +280,7 @@ BEGIN
 		softmobile.outbox_event_3, softmobile.outbox_event_4, softmobile.outbox_segment, softmobile.outbox_batch,
 		softmobile.outbox_exception, softmobile.sync_session, softmobile.outbox_request, softmobile.audit,
 		softmobile.outbox_snapshot,
-		softmobile.outbox_entity_entity_no_seq, softmobile.outbox_lane_lane_id_seq, softmobile.outbox_batch_batch_id_seq,
+		softmobile.outbox_entity_entity_no_seq, softmobile.outbox_batch_batch_id_seq,
 		softmobile.sync_session_id_seq, softmobile.outbox_request_request_id_seq, softmobile.audit_id_seq}'::regclass[] LOOP
 		PERFORM pg_extension_config_dump(t, '');
 	END LOOP;

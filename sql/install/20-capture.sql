@@ -114,6 +114,19 @@ $$;
 COMMENT ON FUNCTION softmobile.add_branch_lanes(text) IS
 'Internal: gives a branch its lanes in the current epoch, and lanes that deliver what was captured for it while it was unregistered.';
 
+-- A restore from a dump brings lanes by COPY, after the worker has begun.
+CREATE FUNCTION softmobile.follow_lanes() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	PERFORM softmobile.lanes_changed();
+	PERFORM softmobile.poke();
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION softmobile.follow_lanes() IS 'Trigger of outbox_lane: whoever knows the lanes reads them anew.';
+CREATE TRIGGER follow_lanes AFTER INSERT ON softmobile.outbox_lane FOR EACH STATEMENT EXECUTE FUNCTION softmobile.follow_lanes();
+
 CREATE FUNCTION softmobile.open_epoch(why text) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
