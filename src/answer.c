@@ -365,7 +365,7 @@ fail_branch(SmBatch *batch, const Answer *answer)
 		sm_endpoint_failed(batch->endpoint);
 	mark_failed(batch, answer->error, next);
 	note_session_error(branch, answer->error);
-	sm_delivery_end_session(branch, answer->error);
+	sm_session_end(branch, answer->error);
 	sm_batch_unbuild_others(branch, batch);
 	if (batch->lane == NULL)
 		sm_batch_free(batch);	/* its exceptions stay queued */
@@ -525,7 +525,7 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 
 	decide(batch, result, &answer);
 	if (answer.decision != DECIDE_OFFLINE && sm_endpoint_answered(batch->endpoint))
-		sm_delivery_link_back(batch->endpoint);
+		sm_requeue_link_back(batch->endpoint);
 	switch (answer.decision)
 	{
 		case DECIDE_SETTLE:

@@ -28,8 +28,8 @@ sm_batch_memory(void)
 	return body_memory;
 }
 
-static SmBatch *
-create_batch(SmLane *lane, SmBranch *branch)
+SmBatch *
+sm_batch_create(SmLane *lane, SmBranch *branch)
 {
 	MemoryContext cxt = AllocSetContextCreate(sm_delivery_cxt, "softmobile batch", ALLOCSET_SMALL_SIZES);
 	SmBatch    *batch = MemoryContextAllocZero(cxt, sizeof(SmBatch));
@@ -43,8 +43,8 @@ create_batch(SmLane *lane, SmBranch *branch)
 	return batch;
 }
 
-static void
-enqueue(SmLane *lane, SmBatch *batch)
+void
+sm_batch_enqueue(SmLane *lane, SmBatch *batch)
 {
 	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
 
@@ -65,13 +65,13 @@ sm_batch_free(SmBatch *batch)
 SmBatch *
 sm_batch_restore(SmLane *lane, const SmRanges *members)
 {
-	SmBatch    *batch = create_batch(lane, lane->branch);
+	SmBatch    *batch = sm_batch_create(lane, lane->branch);
 	MemoryContext caller = MemoryContextSwitchTo(batch->cxt);
 
 	for (int i = 0; i < members->n; i++)
 		sm_ranges_append(&batch->members, members->range[i].lo, members->range[i].hi);
 	MemoryContextSwitchTo(caller);
-	enqueue(lane, batch);
+	sm_batch_enqueue(lane, batch);
 	return batch;
 }
 
@@ -203,8 +203,8 @@ find_parked(SmBatch *batch, int entity_no, const char *entity_id)
 	return NULL;
 }
 
-static void
-begin_body(SmBatch *batch)
+void
+sm_batch_begin(SmBatch *batch)
 {
 	MemoryContext caller;
 	bool		plain;
@@ -224,8 +224,8 @@ begin_body(SmBatch *batch)
 	batch->built = true;
 }
 
-static void
-end_body(SmBatch *batch)
+void
+sm_batch_end(SmBatch *batch)
 {
 	SmLane	   *lane = batch->lane;
 
@@ -333,14 +333,6 @@ remember_event(SmBatch *batch, const SmEvent *event, int entity_no)
 	MemoryContextSwitchTo(caller);
 }
 
-/* What add_event() did. */
-typedef enum Added
-{
-	ADDED,						/* the batch settles it */
-	ADDED_ELSEWHERE,			/* another one does */
-	BATCH_FULL					/* not added */
-} Added;
-
 static bool
 is_full(const SmBatch *batch, const SmEvent *event)
 {
@@ -352,8 +344,8 @@ is_full(const SmBatch *batch, const SmEvent *event)
 }
 
 /* Adds an event to the body, or puts it aside. */
-static Added
-add_event(SmBatch *batch, const SmEvent *event, int entity_no)
+SmBatchAdded
+sm_batch_add(SmBatch *batch, const SmEvent *event, int entity_no)
 {
 	SmBranch   *branch = batch->branch;
 	SmLane	   *lane = batch->lane;
@@ -362,12 +354,12 @@ add_event(SmBatch *batch, const SmEvent *event, int entity_no)
 	SmBatch    *parked;
 
 	if (is_full(batch, event))
-		return BATCH_FULL;
+		return SM_BATCH_FULL;
 	blocked = find_blocked(branch, entity_no, event->entity_id);
 	if (blocked != NULL)
 	{
 		put_behind(batch, event, &blocked->exception);
-		return ADDED;
+		return SM_BATCH_ADDED;
 	}
 
 	/* Whatever becomes of the parked one, this one shares its fate. */
@@ -380,7 +372,7 @@ add_event(SmBatch *batch, const SmEvent *event, int entity_no)
 		caller = MemoryContextSwitchTo(parked->cxt);
 		sm_ranges_add(&parked->members, event->seq, event->seq + 1);
 		MemoryContextSwitchTo(caller);
-		return ADDED_ELSEWHERE;
+		return SM_BATCH_ELSEWHERE;
 	}
 
 	sent.branch_id = branch->id;
@@ -390,268 +382,10 @@ add_event(SmBatch *batch, const SmEvent *event, int entity_no)
 	{
 		put_aside(batch, event, "rejected", batch->body.error);
 		sm_batch_block(branch, entity_no, event->entity_id, &event->id);
-		return ADDED;
+		return SM_BATCH_ADDED;
 	}
 	remember_event(batch, event, entity_no);
-	return ADDED;
-}
-
-/* State of one reading of a lane's log. */
-typedef struct Reading
-{
-	SmLane	   *lane;
-	SmBatch    *batch;			/* begun with the first event for it */
-	List	  **branches;		/* of char *: what is looked for instead of a batch; or NULL */
-	MemoryContext cxt;			/* of what is found; events are read in a shorter one */
-	int64		expected;		/* next number, were there no gap */
-	SmRanges	found;			/* new gaps */
-	bool		holders_known;
-	SmHolders	holders;
-	bool		more;
-} Reading;
-
-/* The numbers between two visible ones that nobody has accounted for yet. */
-static bool
-note_gap_in_context(Reading *r, int64 upto)
-{
-	SmLane	   *lane = r->lane;
-	int64		at = r->expected;
-
-	while (at < upto)
-	{
-		const SmRange *known = sm_ranges_after(&lane->skip, at);
-		int64		end = known ? Min(upto, known->lo) : upto;
-
-		if (at < end)
-		{
-			if (!r->holders_known)
-			{
-				r->holders = sm_gaps_holders(lane->seqrelid);
-				r->holders_known = true;
-			}
-			if (!r->holders.complete)
-				return false;
-			if (sm_gaps_count(&lane->gaps) + r->found.n >= SM_GAPS_MAX)
-			{
-				ereport(LOG,
-						(errmsg("softmobile: lane %d has %d open gaps and waits for them", lane->lane_id, SM_GAPS_MAX),
-						 errhint("End the oldest transaction that has written to captured tables; see pg_stat_activity.xact_start and pg_prepared_xacts.")));
-				return false;
-			}
-			sm_ranges_append(&r->found, at, end);
-		}
-		at = known && known->lo < upto ? Min(known->hi, upto) : upto;
-	}
-	return true;
-}
-
-static bool
-note_gap(Reading *r, int64 upto)
-{
-	MemoryContext caller = MemoryContextSwitchTo(r->cxt);
-	bool		noted = note_gap_in_context(r, upto);
-
-	MemoryContextSwitchTo(caller);
-	return noted;
-}
-
-static bool
-read_event(const SmEvent *event, int entity_no, void *arg)
-{
-	Reading    *r = arg;
-	SmLane	   *lane = r->lane;
-	MemoryContext caller;
-
-	if (event->seq > r->expected && !note_gap(r, event->seq))
-		return false;
-	if (r->branches != NULL)
-	{
-		ListCell   *lc;
-		bool		listed = false;
-
-		foreach(lc, *r->branches)
-			listed = listed || strcmp(lfirst(lc), event->branch_id) == 0;
-		if (!listed)
-		{
-			caller = MemoryContextSwitchTo(sm_delivery_cxt);
-			*r->branches = lappend(*r->branches, pstrdup(event->branch_id));
-			MemoryContextSwitchTo(caller);
-		}
-	}
-	else if (!sm_ranges_contain(&lane->skip, event->seq) &&
-			 (lane->log_id == lane->lane_id || strcmp(event->branch_id, lane->branch->id) == 0))
-	{
-		if (r->batch == NULL)
-		{
-			r->batch = create_batch(lane, lane->branch);
-			enqueue(lane, r->batch);
-			begin_body(r->batch);
-		}
-		switch (add_event(r->batch, event, entity_no))
-		{
-			case ADDED:
-				caller = MemoryContextSwitchTo(r->batch->cxt);
-				sm_ranges_append(&r->batch->members, event->seq, event->seq + 1);
-				MemoryContextSwitchTo(caller);
-				break;
-			case ADDED_ELSEWHERE:
-				break;
-			case BATCH_FULL:
-				r->more = true;
-				return false;
-		}
-	}
-	r->expected = event->seq + 1;
-	return true;
-}
-
-/* Everything that the snapshot shows above the cursor has been taken up to r->expected. */
-static void
-finish_reading(Reading *r)
-{
-	SmLane	   *lane = r->lane;
-
-	/* A gap that was found just before the reading stopped is found again. */
-	while (r->found.n > 0 && r->found.range[r->found.n - 1].lo >= r->expected)
-		r->found.n--;
-	if (r->found.n > 0)
-		sm_gaps_note(&lane->gaps, &r->found, &r->holders);
-	lane->cursor = r->expected - 1;
-	lane->more = r->more;
-	if (lane->skip.n > 0 && lane->skip.range[lane->skip.n - 1].hi <= r->expected)
-		sm_ranges_clear(&lane->skip);
-}
-
-static void
-fill_gaps(const SmRanges *gaps, SmRanges *visible, void *arg)
-{
-	SmLane	   *lane = arg;
-
-	sm_outbox_visible(lane->log_id, lane->log_id == lane->lane_id ? NULL : lane->branch->id, gaps, visible);
-}
-
-/* Queues numbers that came to light late, in batches of bounded size. */
-static void
-queue_late(SmLane *lane, const SmRanges *late)
-{
-	SmBatch    *batch = NULL;
-	int64		room = 0;
-
-	for (int i = 0; i < late->n; i++)
-	{
-		int64		lo = late->range[i].lo;
-
-		while (lo < late->range[i].hi)
-		{
-			MemoryContext caller;
-			int64		hi;
-
-			if (room == 0)
-			{
-				batch = create_batch(lane, lane->branch);
-				enqueue(lane, batch);
-				room = sm_batch_max_events;
-			}
-			hi = Min(late->range[i].hi, lo + room);
-			caller = MemoryContextSwitchTo(batch->cxt);
-			sm_ranges_append(&batch->members, lo, hi);
-			MemoryContextSwitchTo(caller);
-			room -= hi - lo;
-			lo = hi;
-		}
-	}
-}
-
-/* What became of the lane's open gaps, before anything later is read. */
-static void
-look_at_gaps(SmLane *lane, SmGapsFill fill, SmRanges *filled)
-{
-	SmRanges	voids = {0};
-	SmHolders	holders;
-
-	if (lane->gaps.groups == NIL)
-		return;
-	holders = sm_gaps_holders(lane->seqrelid);
-	sm_gaps_look(&lane->gaps, &holders, fill, lane, filled, &voids);
-
-	/* An unregistered lane's void numbers belong to no branch. */
-	if (voids.n == 0 || lane->log_id != lane->lane_id || lane->branch == NULL)
-		return;
-	lane->folded = sm_gaps_count(&lane->gaps) <= 64;
-	sm_outbox_void(lane->lane_id, &voids, lane->folded);
-}
-
-/*
- * The batch of a lane that is next to be sent, or NULL when the lane has nothing
- * to send.  Late numbers come first, then what an earlier pass has queued, then
- * what stands above the cursor.  A batch of nothing but asides is settled here.
- */
-SmBatch *
-sm_batch_next(SmLane *lane)
-{
-	SmRanges	late = {0};
-	ListCell   *lc;
-
-	look_at_gaps(lane, fill_gaps, &late);
-	queue_late(lane, &late);
-
-	foreach(lc, lane->queue)
-	{
-		SmBatch    *batch = lfirst(lc);
-
-		if (!batch->parked && batch != lane->branch->in_flight)
-			return batch;
-	}
-
-	for (;;)
-	{
-		Reading		r = {.lane = lane, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
-
-		sm_outbox_read_after(lane->log_id, lane->cursor, read_event, &r);
-		finish_reading(&r);
-		if (r.batch == NULL)
-			return NULL;
-		end_body(r.batch);
-		if (r.batch->n > 0)
-			return r.batch;
-		if (r.batch->asides != NIL)
-			sm_batch_settle_asides(r.batch);
-		sm_batch_free(r.batch);
-		if (!r.more)
-			return NULL;
-	}
-}
-
-/* Looks through the lane of unregistered branches for branches (added to the list). */
-static List **discovered;
-
-static bool
-read_branch(const SmEvent *event, int entity_no, void *arg)
-{
-	return read_event(event, entity_no, arg);
-}
-
-static void
-fill_branches(const SmRanges *gaps, SmRanges *visible, void *arg)
-{
-	SmLane	   *lane = arg;
-	Reading		r = {.lane = lane, .branches = discovered, .expected = PG_INT64_MAX, .cxt = CurrentMemoryContext};
-
-	sm_outbox_visible(lane->log_id, NULL, gaps, visible);
-	if (visible->n > 0)
-		sm_outbox_read_members(lane->log_id, visible, read_branch, &r);
-}
-
-void
-sm_batch_discover(SmLane *lane, List **branches)
-{
-	Reading		r = {.lane = lane, .branches = branches, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
-	SmRanges	late = {0};
-
-	discovered = branches;
-	look_at_gaps(lane, fill_branches, &late);
-	sm_outbox_read_after(lane->log_id, lane->cursor, read_branch, &r);
-	finish_reading(&r);
+	return SM_BATCH_ADDED;
 }
 
 /* Queues a batch right behind another one of its lane. */
@@ -684,16 +418,16 @@ rebuild_event(const SmEvent *event, int entity_no, void *arg)
 	Rebuilding *r = arg;
 	MemoryContext caller;
 
-	switch (add_event(r->batch, event, entity_no))
+	switch (sm_batch_add(r->batch, event, entity_no))
 	{
-		case ADDED:
+		case SM_BATCH_ADDED:
 			break;
-		case ADDED_ELSEWHERE:
+		case SM_BATCH_ELSEWHERE:
 			caller = MemoryContextSwitchTo(r->batch->body_cxt);
 			sm_ranges_append(&r->elsewhere, event->seq, event->seq + 1);
 			MemoryContextSwitchTo(caller);
 			break;
-		case BATCH_FULL:
+		case SM_BATCH_FULL:
 			r->full_at = event->seq;
 			return false;
 	}
@@ -704,7 +438,7 @@ rebuild_event(const SmEvent *event, int entity_no, void *arg)
 static SmBatch *
 split_off(SmBatch *batch, int64 from)
 {
-	SmBatch    *behind = create_batch(batch->lane, batch->branch);
+	SmBatch    *behind = sm_batch_create(batch->lane, batch->branch);
 	SmRanges	kept = {0};
 	MemoryContext caller = CurrentMemoryContext;
 
@@ -743,9 +477,9 @@ sm_batch_build(SmBatch *batch)
 
 	if (batch->built)
 		return batch->n > 0;
-	begin_body(batch);
+	sm_batch_begin(batch);
 	sm_outbox_read_members(batch->lane->log_id, &batch->members, rebuild_event, &r);
-	end_body(batch);
+	sm_batch_end(batch);
 
 	if (r.full_at != PG_INT64_MAX)
 		(void) split_off(batch, r.full_at);
@@ -783,8 +517,8 @@ sm_batch_exceptions(SmBranch *branch)
 
 	if (n == 0)
 		return NULL;
-	batch = create_batch(NULL, branch);
-	begin_body(batch);
+	batch = sm_batch_create(NULL, branch);
+	sm_batch_begin(batch);
 	batch->attempts = MemoryContextAllocZero(batch->body_cxt, sizeof(int) * n);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -809,7 +543,7 @@ sm_batch_exceptions(SmBranch *branch)
 		batch->attempts[batch->n] = rows[i].attempt_count;
 		remember_event(batch, &rows[i].event, rows[i].entity_no);
 	}
-	end_body(batch);
+	sm_batch_end(batch);
 	if (batch->n == 0)
 	{
 		sm_batch_free(batch);

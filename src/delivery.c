@@ -48,8 +48,6 @@
 #define HELD_MS				1000
 #define PRESSING_MS			5
 
-#define AUTOMATIC_REASON	"Sincronización automática"
-
 MemoryContext sm_delivery_cxt = NULL;
 
 static Oid	extension_oid = InvalidOid;
@@ -78,298 +76,6 @@ begin(void)
 {
 	if (!sm_outbox_begin(extension_oid))
 		sm_process_leave(SM_VERDICT_LEFT);
-}
-
-/* --- sessions --- */
-
-static void
-open_session(SmBranch *branch, bool manual, const char *user, const char *reason)
-{
-	branch->session = sm_outbox_open_session(branch->id, manual, user, reason);
-	branch->manual = manual;
-	branch->session_started = GetCurrentTimestamp();
-	branch->session_reason = MemoryContextStrdup(sm_delivery_cxt,
-												 reason && reason[0] ? reason : AUTOMATIC_REASON);
-}
-
-/*
- * Ends the branch's session, if it has one, and tells those who wait for it.
- * Within a transaction; the callers are told after its commit.
- */
-static List *finished = NIL;	/* of Finished */
-
-typedef struct Finished
-{
-	SmRequestTicket *ticket;
-	int64		session;
-	char	   *error;
-} Finished;
-
-static void
-finish_ticket(SmRequestTicket *ticket, int64 session, const char *error)
-{
-	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
-	Finished   *done = palloc0(sizeof(Finished));
-
-	done->ticket = ticket;
-	done->session = session;
-	done->error = error ? pstrdup(error) : NULL;
-	finished = lappend(finished, done);
-	MemoryContextSwitchTo(caller);
-}
-
-void
-sm_delivery_end_session(SmBranch *branch, const char *error)
-{
-	ListCell   *lc;
-
-	if (branch->session == 0)
-		return;
-	sm_outbox_close_session(branch->session, error);
-	foreach(lc, branch->tickets)
-		finish_ticket(lfirst(lc), branch->session, error);
-	list_free(branch->tickets);
-	branch->tickets = NIL;
-	branch->session = 0;
-	branch->manual = false;
-	branch->checked = false;
-	pfree(branch->session_reason);
-	branch->session_reason = NULL;
-	if (branch->session_error)
-		pfree(branch->session_error);
-	branch->session_error = NULL;
-}
-
-/* Commits; runs that are over are made durable before their callers are told. */
-static void
-commit(void)
-{
-	ListCell   *lc;
-
-	if (finished == NIL)
-	{
-		sm_outbox_commit();
-		return;
-	}
-	sm_outbox_commit_durably();
-	foreach(lc, finished)
-	{
-		Finished   *done = lfirst(lc);
-
-		sm_request_done(done->ticket, done->session, done->error == NULL, done->error ? done->error : "");
-		pfree(done->ticket);
-		if (done->error)
-			pfree(done->error);
-	}
-	list_free_deep(finished);
-	finished = NIL;
-}
-
-/* --- requeue --- */
-
-/* Requeues the failed batches of a branch; returns how many events that are. */
-static int64
-requeue_branch(SmBranch *branch)
-{
-	int64		events = 0;
-	ListCell   *lc;
-
-	foreach(lc, branch->lanes)
-	{
-		SmLane	   *lane = lfirst(lc);
-		ListCell   *cell;
-
-		if (!lane->failed)
-			continue;
-		sm_outbox_requeue(lane->lane_id);
-		lane->failed = false;
-		lane->not_before = 0;
-		foreach(cell, lane->queue)
-		{
-			SmBatch    *batch = lfirst(cell);
-
-			if (batch->attempt_count > 0)
-				events += sm_ranges_count(&batch->members);
-			batch->attempt_count = 0;
-			batch->first_attempt_at = batch->last_attempt_at = 0;
-		}
-	}
-	branch->requeue_at = 0;
-	branch->not_before = 0;
-	branch->failures = 0;
-	branch->held = false;
-	return events;
-}
-
-static void
-requeue_automatically(SmBranch *branch, const char *why)
-{
-	int64		events = requeue_branch(branch);
-
-	if (events > 0)
-		sm_outbox_audit_requeue(branch->id, events, why);
-}
-
-/* The link is up again: what failed for it goes at once. */
-void
-sm_delivery_link_back(SmEndpoint *endpoint)
-{
-	ListCell   *lc;
-
-	foreach(lc, sm_delivery_branches)
-	{
-		SmBranch   *branch = lfirst(lc);
-
-		if (branch->endpoint == endpoint && branch->in_flight == NULL)
-			requeue_automatically(branch, "the link is back");
-	}
-}
-
-/* Batches and exceptions whose automatic retry is due. */
-static void
-requeue_what_is_due(TimestampTz now)
-{
-	ListCell   *lc;
-
-	foreach(lc, sm_delivery_branches)
-	{
-		SmBranch   *branch = lfirst(lc);
-
-		if (branch->in_flight != NULL)
-			continue;
-		if (branch->requeue_at != 0 && branch->requeue_at <= now)
-		{
-			requeue_automatically(branch, "the retry interval has passed");
-			branch->force = true;
-		}
-		if (branch->next_exception != 0 && branch->next_exception <= now)
-		{
-			int64		events = sm_outbox_requeue_exceptions(branch->id, -1);
-
-			if (events > 0)
-				sm_outbox_audit_requeue(branch->id, events, "the retry interval has passed");
-			branch->next_exception = sm_outbox_next_exception(branch->id);
-			branch->exceptions_idle = false;
-		}
-	}
-}
-
-/* --- users' requests --- */
-
-static void
-apply_requeue(const SmRequestRow *row)
-{
-	ListCell   *lc;
-
-	foreach(lc, sm_delivery_branches)
-	{
-		SmBranch   *branch = lfirst(lc);
-
-		if (row->branch != NULL && strcmp(row->branch, branch->id) != 0)
-			continue;
-		(void) sm_outbox_requeue_exceptions(branch->id, row->min_age_us);
-		branch->exceptions_idle = false;
-		if (branch->in_flight == NULL)
-			(void) requeue_branch(branch);
-		branch->force = true;
-	}
-}
-
-/* Retry of certain events: exceptions among them, and the batches that hold the rest. */
-static void
-apply_retry(const SmRequestRow *row)
-{
-	ListCell   *lc;
-
-	(void) sm_outbox_retry_exceptions(row->ids);
-	foreach(lc, sm_delivery_branches)
-	{
-		SmBranch   *branch = lfirst(lc);
-
-		branch->exceptions_idle = false;
-		if (branch->in_flight == NULL && sm_outbox_batch_holds(branch->id, row->ids))
-		{
-			(void) requeue_branch(branch);
-			branch->force = true;
-		}
-	}
-}
-
-static void
-apply_resend(const SmRequestRow *row)
-{
-	ListCell   *lc;
-
-	foreach(lc, sm_delivery_branches)
-	{
-		SmBranch   *branch = lfirst(lc);
-		ListCell   *cell;
-
-		foreach(cell, branch->lanes)
-		{
-			SmLane	   *lane = lfirst(cell);
-			SmRanges	seqs;
-
-			if (lane->lane_id != row->lane_id)
-				continue;
-			seqs = sm_outbox_resend(lane->lane_id, &row->seqs);
-			if (seqs.n > 0)
-				(void) sm_batch_restore(lane, &seqs);
-		}
-	}
-}
-
-static void
-apply_requests(void)
-{
-	List	   *rows = sm_outbox_take_requests();
-	ListCell   *lc;
-
-	foreach(lc, rows)
-	{
-		SmRequestRow *row = lfirst(lc);
-
-		if (strcmp(row->kind, "requeue") == 0)
-			apply_requeue(row);
-		else if (strcmp(row->kind, "retry") == 0)
-			apply_retry(row);
-		else
-			apply_resend(row);
-	}
-}
-
-/* A sync_run(): everything of the branch is tried now, in a session of its own. */
-static void
-take_run(const SmRequestTicket *taken)
-{
-	SmBranch   *branch = sm_registry_find(taken->branch);
-	SmRequestTicket *ticket = MemoryContextAlloc(sm_delivery_cxt, sizeof(SmRequestTicket));
-	MemoryContext caller;
-	ListCell   *lc;
-
-	*ticket = *taken;
-	if (branch == NULL || !branch->active)
-	{
-		finish_ticket(ticket, 0, branch == NULL ? "the branch is not registered" : "the branch is not active");
-		return;
-	}
-	if (!branch->manual)
-	{
-		sm_delivery_end_session(branch, branch->session_error);
-		open_session(branch, true, ticket->user, ticket->reason);
-	}
-	caller = MemoryContextSwitchTo(sm_delivery_cxt);
-	branch->tickets = lappend(branch->tickets, ticket);
-	MemoryContextSwitchTo(caller);
-	sm_request_running(ticket, branch->session);
-	branch->force = true;
-	branch->not_before = 0;
-	branch->checked = false;
-	branch->exceptions_idle = false;
-	foreach(lc, branch->lanes)
-		((SmLane *) lfirst(lc))->not_before = 0;
-	if (branch->endpoint == NULL)
-		sm_delivery_end_session(branch, "softmobile.central_url is not set");
 }
 
 /* --- sending --- */
@@ -465,7 +171,7 @@ branch_is_drained(SmBranch *branch)
 			branch->checking = submit_probe(branch->endpoint, branch);
 		return;
 	}
-	sm_delivery_end_session(branch, branch->session_error);
+	sm_session_end(branch, branch->session_error);
 }
 
 /* The next batch of a branch, built; NULL when there is none now. */
@@ -489,7 +195,7 @@ pick_batch(SmBranch *branch, TimestampTz now)
 
 		if (lane->epoch_no > stuck_epoch)
 			break;				/* what is older goes first */
-		while ((batch = sm_batch_next(lane)) != NULL)
+		while ((batch = sm_reading_next(lane)) != NULL)
 		{
 			if (lane->not_before > now)
 				break;
@@ -547,7 +253,7 @@ pick_batches(TimestampTz now)
 			continue;
 		if (branch->session != 0 && !branch->manual &&
 			TimestampDifferenceExceeds(branch->session_started, now, sm_sync_interval * 1000))
-			sm_delivery_end_session(branch, branch->session_error);
+			sm_session_end(branch, branch->session_error);
 		batch = pick_batch(branch, now);
 		if (batch == NULL)
 		{
@@ -555,7 +261,7 @@ pick_batches(TimestampTz now)
 			continue;
 		}
 		if (branch->session == 0)
-			open_session(branch, false, "softmobile worker", NULL);
+			sm_session_open(branch, false, "softmobile worker", NULL);
 		branch->in_flight = batch;
 		batches = lappend(batches, batch);
 	}
@@ -595,7 +301,7 @@ submit_batches(List *batches)
 		batch->branch->in_flight = NULL;
 		begin();
 		sm_answer_unsendable(batch, problem ? problem : "configuration: no further request is possible");
-		commit();
+		sm_session_commit();
 	}
 }
 
@@ -613,17 +319,17 @@ handle_probe(Probe *probe, const SmHttpResult *result)
 	if (!answered)
 		sm_endpoint_failed(endpoint);
 	else if (sm_endpoint_answered(endpoint))
-		sm_delivery_link_back(endpoint);
+		sm_requeue_link_back(endpoint);
 	if (branch != NULL)
 	{
 		branch->checking = false;
 		branch->checked = true;
 		if (!answered && branch->session != 0)
-			sm_delivery_end_session(branch, result->outcome == SM_HTTP_OFFLINE ? "offline" :
+			sm_session_end(branch, result->outcome == SM_HTTP_OFFLINE ? "offline" :
 									psprintf("%s: %s", result->outcome == SM_HTTP_TLS ? "tls" : "configuration", result->error));
 		branch->force = answered;
 	}
-	commit();
+	sm_session_commit();
 	probes = list_delete_ptr(probes, probe);
 	pfree(probe);
 }
@@ -645,7 +351,7 @@ take_answers(void)
 			in_flight--;
 			begin();
 			sm_answer_handle(result.tag, &result);
-			commit();
+			sm_session_commit();
 		}
 	}
 	return any;
@@ -675,7 +381,7 @@ discover_branches(void)
 	ListCell   *lc;
 
 	foreach(lc, sm_delivery_unregistered)
-		sm_batch_discover(lfirst(lc), &branches);
+		sm_reading_discover(lfirst(lc), &branches);
 	if (branches == NIL)
 		return false;
 	sm_outbox_register(branches);
@@ -718,18 +424,18 @@ sm_delivery_pass(void)
 		sm_registry_reload();
 		again = true;
 	}
-	apply_requests();
+	sm_requeue_apply_requests();
 	again |= discover_branches();
-	requeue_what_is_due(now);
+	sm_requeue_due(now);
 	while (sm_request_take(MyDatabaseId, &ticket))
-		take_run(&ticket);
-	commit();
+		sm_requeue_take_run(&ticket);
+	sm_session_commit();
 
 	begin();
 	batches = pick_batches(now);
 	if (snapshots_left || batches == NIL)
 		snapshots_left = sm_outbox_snapshot_step();
-	commit();
+	sm_session_commit();
 	submit_batches(batches);
 	send_probes(now);
 	return again || snapshots_left;

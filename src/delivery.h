@@ -127,6 +127,14 @@ typedef struct SmBranch
 	List	   *tickets;		/* of SmRequestTicket: who waits for the manual session */
 } SmBranch;
 
+/* What sm_batch_add() did. */
+typedef enum SmBatchAdded
+{
+	SM_BATCH_ADDED,						/* the batch settles it */
+	SM_BATCH_ELSEWHERE,			/* another one does */
+	SM_BATCH_FULL					/* not added */
+} SmBatchAdded;
+
 /* The worker's memory that lives as long as it does. */
 extern MemoryContext sm_delivery_cxt;
 extern List *sm_delivery_branches;	/* of SmBranch */
@@ -138,15 +146,33 @@ extern void sm_delivery_check_identity(void);
 extern void sm_delivery_token_changed(void);
 extern bool sm_delivery_pass(void);
 extern long sm_delivery_timeout_ms(void);
-extern void sm_delivery_link_back(SmEndpoint *endpoint);
-extern void sm_delivery_end_session(SmBranch *branch, const char *error);
+
+/* session.c: within a transaction; sm_session_commit() ends it */
+extern void sm_session_open(SmBranch *branch, bool manual, const char *user, const char *reason);
+extern void sm_session_end(SmBranch *branch, const char *error);
+extern void sm_session_finish(SmRequestTicket *ticket, int64 session, const char *error);
+extern void sm_session_commit(void);
+
+/* requeue.c: within a transaction */
+extern void sm_requeue_link_back(SmEndpoint *endpoint);
+extern void sm_requeue_due(TimestampTz now);
+extern void sm_requeue_apply_requests(void);
+extern void sm_requeue_take_run(const SmRequestTicket *taken);
 
 /* registry.c: reading branches and lanes, within sm_outbox_begin() and its commit */
 extern void sm_registry_reload(void);
 extern SmBranch *sm_registry_find(const char *id);
 
+/* reading.c: what is next in a lane, within a transaction */
+extern SmBatch *sm_reading_next(SmLane *lane);
+extern void sm_reading_discover(SmLane *lane, List **branches);
+
 /* batch.c: putting batches together, within sm_outbox_begin() and its commit */
-extern SmBatch *sm_batch_next(SmLane *lane);
+extern SmBatch *sm_batch_create(SmLane *lane, SmBranch *branch);
+extern void sm_batch_enqueue(SmLane *lane, SmBatch *batch);
+extern void sm_batch_begin(SmBatch *batch);
+pg_nodiscard extern SmBatchAdded sm_batch_add(SmBatch *batch, const SmEvent *event, int entity_no);
+extern void sm_batch_end(SmBatch *batch);
 extern SmBatch *sm_batch_exceptions(SmBranch *branch);
 extern bool sm_batch_build(SmBatch *batch);
 extern void sm_batch_unbuild(SmBatch *batch);
@@ -157,7 +183,6 @@ extern void sm_batch_to_front(SmBatch *batch);
 extern SmBatch *sm_batch_restore(SmLane *lane, const SmRanges *members);
 extern void sm_batch_block(SmBranch *branch, int entity_no, const char *entity_id, const pg_uuid_t *id);
 extern void sm_batch_forget_blocked(SmBranch *branch);
-extern void sm_batch_discover(SmLane *lane, List **branches);
 extern void sm_batch_settle_asides(SmBatch *batch);
 extern int64 sm_batch_memory(void);
 

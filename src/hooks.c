@@ -233,7 +233,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		prev_utility_hook ? prev_utility_hook : standard_ProcessUtility;
 	const Node *command = pstmt->utilityStmt;
 	NodeTag		tag = nodeTag(command);
-	bool		prepared_commit = tag == T_TransactionStmt &&
+	volatile bool prepared_commit = tag == T_TransactionStmt &&
 		((const TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED;
 	bool		held = hold_database(database_needed(command));
 
