@@ -33,8 +33,10 @@
 #include "reason.h"
 #include "segment.h"
 #include "storage/bufmgr.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -248,36 +250,76 @@ append_update(SmCaptured *captured, Relation table, TupleTableSlot *old, TupleTa
 	}
 }
 
-/* True when this transaction has updated or deleted the row version, which it made itself. */
-static bool
-is_superseded(HeapTupleHeader version)
+/*
+ * Rows that a statement's own triggers change again
+ *
+ * Our trigger goes first for its row, but a statement's rows come one after the
+ * other, and a trigger of the application that is fired for one of them may
+ * change another whose event is still to come.  That change then stands in the
+ * log before the one that made its old version.  So that the newest state stands
+ * last, it is captured once more, after it.
+ *
+ * To know these cases: the old versions, made by this transaction, of what was
+ * captured below another trigger.
+ */
+
+typedef struct Overtaker
 {
-	return (version->t_infomask & HEAP_XMAX_INVALID) == 0 &&
-		!HEAP_XMAX_IS_LOCKED_ONLY(version->t_infomask) &&
-		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetUpdateXid(version));
+	Oid			relid;
+	ItemPointerData old;
+} Overtaker;
+
+static HTAB *overtakers = NULL;
+static LocalTransactionId overtakers_lxid = InvalidLocalTransactionId;
+
+static bool
+is_overtaken(Relation table, ItemPointer version)
+{
+	Overtaker	key = {0};
+
+	if (overtakers == NULL || overtakers_lxid != SM_MY_LXID)
+		return false;
+	key.relid = RelationGetRelid(table);
+	key.old = *version;
+	return hash_search(overtakers, &key, HASH_FIND, NULL) != NULL;
 }
 
-/*
- * Our trigger goes first for its row, but a statement's rows come one after the
- * other: a trigger of the application, fired for an earlier row, may have changed
- * this one already.  That change, captured when it was made, then stands before
- * the one captured now.  So that the newest state stands last, it is captured
- * once more.
- */
 static void
-append_overtaken(SmCaptured *captured, Relation table, HeapTuple tuple, TupleTableSlot *slot)
+note_overtaker(Relation table, HeapTuple old)
+{
+	Overtaker	key = {0};
+
+	if (table->rd_tableam != GetHeapamTableAmRoutine() ||
+		!TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data)) ||
+		DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0)) < 2)
+		return;
+	if (overtakers_lxid != SM_MY_LXID)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(Overtaker), .entrysize = sizeof(Overtaker), .hcxt = TopTransactionContext};
+
+		overtakers = hash_create("softmobile overtakers", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		overtakers_lxid = SM_MY_LXID;
+	}
+	key.relid = RelationGetRelid(table);
+	key.old = old->t_self;
+	(void) hash_search(overtakers, &key, HASH_ENTER, NULL);
+}
+
+/* Captures again what was captured before the version in slot. */
+static void
+repeat_overtakers(SmCaptured *captured, Relation table, HeapTuple tuple, TupleTableSlot *slot)
 {
 	HeapTuple	version = tuple;
 	TupleTableSlot *newest;
 
-	if (table->rd_tableam != GetHeapamTableAmRoutine() || !is_superseded(tuple->t_data))
-		return;
-
-	while (is_superseded(version->t_data))
+	/* An entry whose subtransaction was rolled back has not superseded the version. */
+	while (is_overtaken(table, &version->t_self) && (version->t_data->t_infomask & HEAP_XMAX_INVALID) == 0 &&
+		   TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetUpdateXid(version->t_data)))
 	{
 		HeapTupleData next = {.t_self = version->t_data->t_ctid};
 		Buffer		buffer;
 
+		/* Moved to another partition: there it was captured as an insert. */
 		if (HeapTupleHeaderIndicatesMovedPartitions(version->t_data))
 			return;
 		if (ItemPointerEquals(&next.t_self, &version->t_self))
@@ -290,6 +332,8 @@ append_overtaken(SmCaptured *captured, Relation table, HeapTuple tuple, TupleTab
 		version = heap_copytuple(&next);
 		ReleaseBuffer(buffer);
 	}
+	if (version == tuple)
+		return;
 	newest = MakeSingleTupleTableSlot(RelationGetDescr(table), &TTSOpsHeapTuple);
 	ExecStoreHeapTuple(version, newest, false);
 	append_update(captured, table, slot, newest);
@@ -304,14 +348,16 @@ capture_change(TriggerData *trigger, SmCaptured *captured)
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
 		append_change(captured, table, 'i', trigger->tg_trigslot, NULL);
-		append_overtaken(captured, table, trigger->tg_trigtuple, trigger->tg_trigslot);
+		repeat_overtakers(captured, table, trigger->tg_trigtuple, trigger->tg_trigslot);
+		return;
 	}
-	else if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+	note_overtaker(table, trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
 		append_change(captured, table, 'd', NULL, trigger->tg_trigslot);
 	else
 	{
 		append_update(captured, table, trigger->tg_trigslot, trigger->tg_newslot);
-		append_overtaken(captured, table, trigger->tg_newtuple, trigger->tg_newslot);
+		repeat_overtakers(captured, table, trigger->tg_newtuple, trigger->tg_newslot);
 	}
 }
 
