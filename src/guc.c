@@ -9,8 +9,6 @@
  */
 #include "postgres.h"
 
-#include <limits.h>
-
 #include "guc.h"
 #include "mb/pg_wchar.h"
 #include "reason.h"
@@ -38,6 +36,7 @@
 #define SM_MAX_TIMEOUT_MS			(3600 * 1000)
 #define SM_MIN_RETENTION_MIN		1
 #define SM_DEFAULT_RETENTION_MIN	(30 * 24 * 60)
+#define SM_MAX_RETENTION_MIN		(10 * 366 * 24 * 60)
 
 char	   *sm_central_url = NULL;
 char	   *sm_auth_token_file = NULL;
@@ -126,6 +125,8 @@ check_central_url(char **newval, void **extra, GucSource source)
 	problem = sm_guc_url_problem(*newval);
 	if (problem == NULL)
 		return true;
+	/* Not the value: it may hold a password, and the message goes to the log. */
+	GUC_check_errmsg("invalid value for parameter \"%s\"", "softmobile.central_url");
 	GUC_check_errdetail("%s", problem);
 	GUC_check_errhint("Use the base URL of the central server, such as https://central.example/softmobile.");
 	return false;
@@ -262,7 +263,7 @@ define_delivery(void)
 							"How long delivered events are kept.",
 							"Must exceed central's backup window: what central loses in a restore is sent again from here.",
 							&sm_retention, SM_DEFAULT_RETENTION_MIN,
-							SM_MIN_RETENTION_MIN, INT_MAX / 60000, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+							SM_MIN_RETENTION_MIN, SM_MAX_RETENTION_MIN, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomStringVariable("softmobile.worker_role",
 							   "Role that the worker runs as: LOGIN, not superuser.",
 							   "Empty: the owner of the extension.",
