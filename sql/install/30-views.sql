@@ -22,7 +22,7 @@ FROM softmobile.outbox_lane l
 COMMENT ON VIEW softmobile.outbox_lane_state IS 'Lanes with the whole of what is settled (the ledger''s tail included), the first number that is not, and the members of the failed batch.';
 
 CREATE FUNCTION softmobile.ledger_of(lane integer, seq bigint) RETURNS softmobile.outbox_batch
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	b softmobile.outbox_batch;
@@ -48,13 +48,13 @@ SELECT x.id, x.branch_id, t.entity_type, x.entity_id,
 	CASE x.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END AS operation,
 	x.payload, x.reason, x.actor,
 	CASE WHEN x.state = 'failed' THEN 'FAILED' WHEN x.state = 'queued' THEN 'PENDING' ELSE 'SENT' END AS status,
-	t.priority, x.attempt_count, x.last_attempt_at, x.error_message,
+	l.priority, x.attempt_count, x.last_attempt_at, x.error_message,
 	x.kind = 'conflict' AND x.state IN ('failed', 'queued') AS conflict_flag, x.created_at, x.updated_at
-FROM softmobile.outbox_exception x JOIN softmobile.outbox_entity t USING (entity_no)
+FROM softmobile.outbox_exception x JOIN softmobile.outbox_lane l USING (lane_id) JOIN softmobile.outbox_entity t USING (entity_no)
 UNION ALL
 SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
-	e.payload, e.reason, e.actor, 'FAILED', t.priority, l.attempt_count, l.last_attempt_at, l.error_message,
+	e.payload, e.reason, e.actor, 'FAILED', l.priority, l.attempt_count, l.last_attempt_at, l.error_message,
 	false, e.created_at, coalesce(l.last_attempt_at, e.created_at)
 FROM softmobile.outbox_lane_state l
 	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(l.failed) AND e.seq < upper(l.failed) AND l.failed @> e.seq
@@ -63,7 +63,7 @@ WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branc
 UNION ALL
 SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
-	e.payload, e.reason, e.actor, 'PENDING', t.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
+	e.payload, e.reason, e.actor, 'PENDING', l.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
 FROM softmobile.outbox_lane_state l
 	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= l.first_open AND NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq
 	JOIN softmobile.outbox_entity t USING (entity_no)
@@ -71,7 +71,7 @@ WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branc
 UNION ALL
 SELECT e.id, e.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
-	e.payload, e.reason, e.actor, 'PENDING', t.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
+	e.payload, e.reason, e.actor, 'PENDING', u.priority, 0, NULL::timestamptz, NULL::text, false, e.created_at, e.created_at
 FROM softmobile.outbox_lane u
 	JOIN softmobile.outbox_event e ON e.lane_id = u.lane_id
 	JOIN softmobile.outbox_entity t USING (entity_no)
@@ -80,7 +80,7 @@ WHERE u.branch_id IS NULL
 UNION ALL
 SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	CASE e.op WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' ELSE 'insert' END,
-	e.payload, e.reason, e.actor, 'SENT', t.priority,
+	e.payload, e.reason, e.actor, 'SENT', l.priority,
 	(softmobile.ledger_of(l.lane_id, e.seq)).attempt_count, (softmobile.ledger_of(l.lane_id, e.seq)).last_attempt_at, NULL::text, false,
 	e.created_at, (softmobile.ledger_of(l.lane_id, e.seq)).settled_at
 FROM softmobile.outbox_lane_state l
@@ -89,12 +89,13 @@ FROM softmobile.outbox_lane_state l
 WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
 	AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = l.lane_id AND x.seq = e.seq);
 COMMENT ON VIEW softmobile.sync_outbox IS 'Every event with its delivery status: PENDING, FAILED (error_message says why; offline: no link) or SENT. Cannot be edited: call sync_outbox_retry(), requeue_failed_outbox_entries() or resend().';
+COMMENT ON COLUMN softmobile.sync_outbox.priority IS 'Of the lane that the event is in: rows that were there when the table was attached are LOW, and a new priority of an entity type does not change what waits already.';
 COMMENT ON COLUMN softmobile.sync_outbox.attempt_count IS 'Attempts of the batch that the event is in; of a rejected event, its rejections.';
 COMMENT ON COLUMN softmobile.sync_outbox.conflict_flag IS 'Central holds another version of the row; see sync_conflicts.';
 
 CREATE VIEW softmobile.sync_outbox_stats AS
 WITH counted AS (
-	SELECT coalesce(l.branch_id, e.branch_id) AS branch_id, e.entity_no,
+	SELECT coalesce(l.branch_id, e.branch_id) AS branch_id, e.entity_no, l.priority,
 		count(*) AS total,
 		count(*) FILTER (WHERE NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq) AS pending,
 		count(*) FILTER (WHERE l.failed @> e.seq) AS failed,
@@ -109,24 +110,24 @@ WITH counted AS (
 				THEN NOT EXISTS (SELECT FROM softmobile.outbox_lane o WHERE o.log_id = l.lane_id AND o.branch_id = e.branch_id)
 				ELSE l.log_id = l.lane_id OR l.branch_id = e.branch_id END
 		LEFT JOIN softmobile.outbox_batch b ON b.batch_id = l.settled_batch
-	GROUP BY 1, 2
+	GROUP BY 1, 2, 3
 	UNION ALL
 	-- Exceptions were counted as settled.
-	SELECT x.branch_id, x.entity_no, 0,
+	SELECT x.branch_id, x.entity_no, l.priority, 0,
 		count(*) FILTER (WHERE x.state = 'queued'),
 		count(*) FILTER (WHERE x.state = 'failed'),
 		count(*) FILTER (WHERE x.kind = 'conflict'),
 		max(x.updated_at),
 		min(x.created_at) FILTER (WHERE x.state = 'queued'),
 		max(x.recorded_at) FILTER (WHERE x.kind = 'conflict')
-	FROM softmobile.outbox_exception x
+	FROM softmobile.outbox_exception x JOIN softmobile.outbox_lane l USING (lane_id)
 	WHERE x.state IN ('failed', 'queued')
-	GROUP BY 1, 2)
-SELECT c.branch_id, t.entity_type, t.priority,
+	GROUP BY 1, 2, 3)
+SELECT c.branch_id, t.entity_type, c.priority,
 	sum(c.total)::bigint AS total, sum(c.pending)::bigint AS pending, sum(c.failed)::bigint AS failed, sum(c.conflicts)::bigint AS conflicts,
 	max(c.latest_update) AS latest_update, min(c.oldest_pending) AS oldest_pending, max(c.last_conflict_at) AS last_conflict_at
 FROM counted c JOIN softmobile.outbox_entity t USING (entity_no)
-GROUP BY c.branch_id, t.entity_type, t.priority;
+GROUP BY c.branch_id, t.entity_type, c.priority;
 COMMENT ON VIEW softmobile.sync_outbox_stats IS 'The queue by branch, entity type and priority. total counts delivered events too, as long as they are kept (softmobile.retention).';
 
 CREATE VIEW softmobile.sync_history AS
