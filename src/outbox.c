@@ -18,6 +18,7 @@
 #include "pgstat.h"
 #include "process.h"
 #include "query.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
