@@ -66,6 +66,7 @@ softmobile--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) softmobile.
 softmobile-gateway: $(GATEWAY_OBJS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -L$(shell $(PG_CONFIG) --libdir) -lpq -lmicrohttpd -ljansson -lz -lcrypto -lpthread
 
+$(GATEWAY_OBJS): $(wildcard src/central/*.h)
 $(GATEWAY_OBJS): CPPFLAGS += -I$(shell $(PG_CONFIG) --includedir)
 
 endif

@@ -156,6 +156,13 @@ append_gzip(Body *body, const char *data, size_t size)
 	return 0;
 }
 
+/* The body is not wanted: it is read and thrown away. */
+void
+body_refuse(Body *body, int status)
+{
+	body->status = status;
+}
+
 /* Takes a piece; not 0: the connection is to be cut off, the client sends without end. */
 int
 body_take(Body *body, const char *data, size_t size)

@@ -35,7 +35,7 @@ typedef struct Answer
 	int			retry_after;	/* seconds; 0: no such header */
 } Answer;
 
-/* What the gateway asks the database; see pool.c */
+/* What the gateway asks the database; see database.c */
 typedef enum Statement
 {
 	STATEMENT_HEALTH,
@@ -46,6 +46,8 @@ typedef enum Statement
 /* problem.c */
 extern Answer answer_ok(char *body);
 extern Answer answer_problem(int status, const char *detail);
+extern Answer answer_copy(const Answer *answer);
+extern void answer_free(Answer *answer);
 extern void log_line(const char *fmt,...) __attribute__((format(printf, 1, 2)));
 
 /* pool.c */
@@ -54,11 +56,17 @@ extern void pool_stop(void);
 extern Answer pool_ask(Statement statement, const unsigned char *token_hash,
 					   const char *body, size_t body_len);
 
+/* health.c */
+extern bool health_start(const Options *options);
+extern bool health_stop(void);
+extern Answer health_ask(void);
+
 /* body.c */
 typedef struct Body Body;
 
 extern void body_init(const Options *options);
 extern Body *body_create(bool gzip);
+extern void body_refuse(Body *body, int status);
 extern int	body_take(Body *body, const char *data, size_t size);
 extern int	body_end(Body *body);
 extern const char *body_problem(int status);
@@ -66,11 +74,29 @@ extern const char *body_data(const Body *body, size_t *len);
 extern size_t body_received(const Body *body);
 extern void body_free(Body *body);
 
+/* clients.c: all but CLIENT_WAITS are limited to --timeout seconds */
+typedef enum ClientPhase
+{
+	CLIENT_NEW,					/* no request yet */
+	CLIENT_SENDS,				/* headers are there, the body is on its way */
+	CLIENT_WAITS,				/* we are busy with its request */
+	CLIENT_READS,				/* the answer is on its way */
+	CLIENT_IDLE,				/* between two requests */
+} ClientPhase;
+typedef struct Client Client;
+
+extern bool clients_start(const Options *options);
+extern void clients_stop(void);
+extern Client *client_create(int fd);
+extern void client_free(Client *client);
+extern void client_begin(Client *client, ClientPhase phase);
+extern bool client_is_late(Client *client);
+
 /* listen.c */
 extern int	listen_open(const char *host, const char *port, int *bound);
 
 /* server.c */
 extern bool server_start(const Options *options, int *port);
-extern void server_stop(int timeout);
+extern bool server_stop(int timeout);
 
 #endif							/* SM_GATEWAY_H */

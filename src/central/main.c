@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char usage[] =
 "softmobile-gateway takes events of branches for a central PostgreSQL server.\n"
@@ -23,10 +24,10 @@ static const char usage[] =
 "  --connections N               database connections (8)\n"
 "  --clients N                   HTTP connections at once (512)\n"
 "  --connections-per-address N   of them from one address (64; more behind a proxy)\n"
-"  --max-body MEGABYTES          largest body, as it is sent (64)\n"
-"  --max-unpacked MEGABYTES      largest body after decompression (128)\n"
-"  --max-memory MEGABYTES        all bodies together (512)\n"
-"  --timeout SECONDS             longest request (30)\n"
+"  --max-body SIZE               largest body, as it is sent (64MB)\n"
+"  --max-unpacked SIZE           largest body after decompression (128MB)\n"
+"  --max-memory SIZE             all bodies together (512MB)\n"
+"  --timeout SECONDS             for a client to send, for the database to store (30)\n"
 "  --tls-cert FILE               certificate chain, PEM\n"
 "  --tls-key FILE                its private key, PEM\n"
 "  --help, --version\n";
@@ -45,10 +46,25 @@ number_argument(const char *name, const char *text, int min, int max)
 	return (int) value;
 }
 
+/* As in postgresql.conf: kB, MB or GB; MB without a unit. */
 static size_t
-megabytes_argument(const char *name, const char *text, int max)
+size_argument(const char *name, const char *text, size_t max_mb)
 {
-	return (size_t) number_argument(name, text, 1, max) * 1024 * 1024;
+	static const struct
+	{
+		const char *name;
+		size_t		bytes;
+	}			units[] = {{"", 1 << 20}, {"kB", 1 << 10}, {"MB", 1 << 20}, {"GB", 1 << 30}};
+	char	   *unit;
+	unsigned long value = strtoul(text, &unit, 10);
+
+	/* strtoul() takes a sign */
+	if (*text >= '0' && *text <= '9' && value > 0)
+		for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+			if (strcmp(unit, units[i].name) == 0 && value <= (max_mb << 20) / units[i].bytes)
+				return value * units[i].bytes;
+	fprintf(stderr, "softmobile-gateway: --%s takes a size from 1kB to %zuMB, such as 64MB\n", name, max_mb);
+	exit(2);
 }
 
 /* HOST:PORT or [HOST]:PORT */
@@ -113,13 +129,13 @@ parse_options(int argc, char **argv, Options *options)
 				options->clients_per_address = number_argument("connections-per-address", optarg, 1, 100000);
 				break;
 			case 'b':
-				options->max_body = megabytes_argument("max-body", optarg, 1000);
+				options->max_body = size_argument("max-body", optarg, 1000);
 				break;
 			case 'u':
-				options->max_unpacked = megabytes_argument("max-unpacked", optarg, 1000);
+				options->max_unpacked = size_argument("max-unpacked", optarg, 1000);
 				break;
 			case 'm':
-				options->max_memory = megabytes_argument("max-memory", optarg, 1000000);
+				options->max_memory = size_argument("max-memory", optarg, 1000000);
 				break;
 			case 't':
 				options->timeout = number_argument("timeout", optarg, 1, 3600);
@@ -163,6 +179,7 @@ main(int argc, char **argv)
 	sigset_t	ending;
 	int			signal_number;
 	int			port;
+	bool		finished;
 
 	parse_options(argc, argv, &options);
 	signal(SIGPIPE, SIG_IGN);
@@ -173,14 +190,21 @@ main(int argc, char **argv)
 	sigaddset(&ending, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &ending, NULL);
 
-	if (!pool_start(&options) || !server_start(&options, &port))
+	if (!pool_start(&options) || !health_start(&options) || !server_start(&options, &port))
 		return 1;
 	printf(strchr(options.host, ':') ? "listening on [%s]:%d\n" : "listening on %s:%d\n", options.host, port);
 	fflush(stdout);
 
 	sigwait(&ending, &signal_number);
 	log_line("ending: no more requests are taken");
-	server_stop(options.timeout);
+	finished = server_stop(options.timeout);
+	finished = health_stop() && finished;
+	if (!finished)
+	{
+		/* Threads still run: nothing may be torn down under them, and nothing needs to be. */
+		log_line("ending with requests unfinished: their senders get no receipt and send again");
+		_exit(0);
+	}
 	pool_stop();
 	return 0;
 }

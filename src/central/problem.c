@@ -55,6 +55,24 @@ answer_problem(int status, const char *detail)
 	return answer;
 }
 
+/* A copy without body stands for one that could not be made. */
+Answer
+answer_copy(const Answer *answer)
+{
+	Answer		copy = *answer;
+
+	copy.body = answer->body ? strdup(answer->body) : NULL;
+	return copy;
+}
+
+void
+answer_free(Answer *answer)
+{
+	free(answer->body);
+	answer->body = NULL;
+}
+
+/* One line, whatever is in it: nobody may write lines of his own into the log. */
 void
 log_line(const char *fmt,...)
 {
@@ -67,6 +85,9 @@ log_line(const char *fmt,...)
 	va_start(args, fmt);
 	vsnprintf(line, sizeof(line), fmt, args);
 	va_end(args);
+	for (char *c = line; *c != '\0'; c++)
+		if ((unsigned char) *c < ' ' || *c == 127)
+			*c = ' ';
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &tm);
 	strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &tm);

@@ -4,11 +4,15 @@
  *
  * libmicrohttpd runs a thread for each client connection: a statement that takes
  * long, or a client that sends slowly, holds up nobody else.  The number of
- * connections is limited, in all and per address; a request that has not arrived
- * after --timeout seconds is dropped, however steadily it trickles.
+ * connections is limited, in all and per address, and their patience by clients.c.
  *
  * Routes are matched by the last segment of the path, so that the gateway may sit
  * below any prefix of a reverse proxy.
+ *
+ * A refusal that the headers call for is sent when the body has been read and
+ * thrown away: a client that is still sending when its connection is closed may
+ * lose the answer, and would take its wrong token for a broken link.  One that asks
+ * first (Expect: 100-continue) is answered at once.
  */
 #include "gateway.h"
 
@@ -48,9 +52,21 @@ typedef struct Request
 	const Route *route;
 	Body	   *body;
 	unsigned char token_hash[SM_TOKEN_HASH_LEN];
+	Answer		refusal;		/* status not 0: to be sent when the body is over */
 	bool		answered;
+	bool		last;			/* on its connection */
 	int			status;
+	char		method[16];		/* these two for the log */
+	char		path[96];
 } Request;
+
+/* A header's value, and how often it is there. */
+typedef struct Header
+{
+	const char *name;
+	const char *value;
+	int			count;
+} Header;
 
 static const Options *options = NULL;
 static struct MHD_Daemon *http = NULL;
@@ -79,6 +95,34 @@ elapsed_ms(const Request *request)
 	return (now.tv_sec - request->begun.tv_sec) * 1000 + (now.tv_nsec - request->begun.tv_nsec) / 1000000;
 }
 
+static Client *
+client_of(struct MHD_Connection *connection)
+{
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+	return info ? info->socket_context : NULL;
+}
+
+static enum MHD_Result
+find_header(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+	Header	   *header = arg;
+
+	(void) kind;
+	if (strcasecmp(name, header->name) == 0 && header->count++ == 0)
+		header->value = value;
+	return MHD_YES;
+}
+
+static Header
+get_header(struct MHD_Connection *connection, const char *name)
+{
+	Header		header = {.name = name};
+
+	MHD_get_connection_values(connection, MHD_HEADER_KIND, find_header, &header);
+	return header;
+}
+
 static enum MHD_Result
 send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 {
@@ -100,25 +144,20 @@ send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 	if (answer.status == MHD_HTTP_UNAUTHORIZED)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
 	if (answer.status == MHD_HTTP_METHOD_NOT_ALLOWED && request->route != NULL)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, request->route->method);
+		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, request->route->has_body ? "POST" : "GET, HEAD");
 	if (answer.retry_after > 0)
 	{
 		snprintf(seconds, sizeof(seconds), "%d", answer.retry_after);
 		MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
 	}
-	if (draining)
+	if (draining || request->last)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	request->answered = true;
 	request->status = answer.status;
+	client_begin(client_of(connection), CLIENT_READS);
 	result = MHD_queue_response(connection, (unsigned int) answer.status, response);
 	MHD_destroy_response(response);
 	return result;
-}
-
-static enum MHD_Result
-send_problem(struct MHD_Connection *connection, Request *request, int status, const char *detail)
-{
-	return send_answer(connection, request, answer_problem(status, detail));
 }
 
 static const Route *
@@ -133,20 +172,28 @@ find_route(const char *path)
 	return NULL;
 }
 
-/* SHA-256 of the bearer token; false when there is none. */
+/* SHA-256 of the bearer token; false when there is none, or more than one. */
 static bool
 hash_token(struct MHD_Connection *connection, unsigned char hash[SM_TOKEN_HASH_LEN])
 {
-	const char *header = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_AUTHORIZATION);
-	unsigned int len = 0;
+	static const char token_characters[] =
+	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/";	/* RFC 6750 */
+	Header		header = get_header(connection, MHD_HTTP_HEADER_AUTHORIZATION);
+	const char *token;
+	size_t		len;
+	unsigned int hash_len = 0;
 
-	if (header == NULL || strncasecmp(header, "Bearer ", 7) != 0)
+	if (header.count != 1 || strncasecmp(header.value, "Bearer ", 7) != 0)
 		return false;
-	header += 7;
-	header += strspn(header, " ");
-	if (*header == '\0' || strpbrk(header, " \t,") != NULL)
+	token = header.value + 7;
+	token += strspn(token, " ");
+	len = strspn(token, token_characters);
+	if (len == 0)
 		return false;
-	return EVP_Digest(header, strlen(header), hash, &len, EVP_sha256(), NULL) == 1 && len == SM_TOKEN_HASH_LEN;
+	len += strspn(token + len, "=");
+	if (token[len] != '\0')
+		return false;
+	return EVP_Digest(token, len, hash, &hash_len, EVP_sha256(), NULL) == 1 && hash_len == SM_TOKEN_HASH_LEN;
 }
 
 static bool
@@ -168,37 +215,86 @@ is_json(const char *content_type)
 
 /*
  * Checks all that the headers tell, the token included, so that nobody without one
- * can make the gateway take a body.  Sends the answer itself when something is wrong.
+ * can make the gateway keep a body.  The answer has status 0 when nothing is wrong.
  */
-static enum MHD_Result
+static Answer
 check_headers(struct MHD_Connection *connection, Request *request, const char *path, const char *method)
 {
-	const char *encoding = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_ENCODING);
-	const char *length = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
+	Header		type = get_header(connection, MHD_HTTP_HEADER_CONTENT_TYPE);
+	Header		encoding = get_header(connection, MHD_HTTP_HEADER_CONTENT_ENCODING);
+	Header		length = get_header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+	Header		transfer = get_header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+	bool		gzip = encoding.count == 1 && strcasecmp(encoding.value, "gzip") == 0;
 	Answer		admission;
 
 	request->route = find_route(path);
 	if (request->route == NULL)
-		return send_problem(connection, request, 404, "This gateway serves /events and /health.");
-	if (strcmp(method, request->route->method) != 0)
-		return send_problem(connection, request, 405, NULL);
+		return answer_problem(404, "This gateway serves /events and /health.");
+	if (strcmp(method, request->route->method) != 0 &&
+		(request->route->has_body || strcmp(method, MHD_HTTP_METHOD_HEAD) != 0))
+		return answer_problem(405, NULL);
+	if (draining)
+		return answer_problem(503, "This gateway is ending.");
 	if (!request->route->has_body)
-		return MHD_YES;
+		return (Answer) {0};
+	if (length.count == 0 && transfer.count == 0)
+		return answer_problem(411, NULL);
 	if (!hash_token(connection, request->token_hash))
-		return send_problem(connection, request, 401, "Send a token as Authorization: Bearer.");
-	if (!is_json(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_TYPE)))
-		return send_problem(connection, request, 415, "Send application/cloudevents-batch+json.");
-	if (encoding != NULL && strcasecmp(encoding, "gzip") != 0 && strcasecmp(encoding, "identity") != 0)
-		return send_problem(connection, request, 415, "Content-Encoding may be gzip or identity.");
-	if (length != NULL && strtoull(length, NULL, 10) > options->max_body)
-		return send_problem(connection, request, 413, "The body is too large.");
+		return answer_problem(401, "Send one token as Authorization: Bearer.");
+	if (type.count != 1 || !is_json(type.value))
+		return answer_problem(415, "Send application/cloudevents-batch+json.");
+	if (encoding.count > 1 || (encoding.count == 1 && !gzip && strcasecmp(encoding.value, "identity") != 0))
+		return answer_problem(415, "Content-Encoding may be gzip or identity.");
+	if (length.count > 0 && strtoull(length.value, NULL, 10) > options->max_body)
+		return answer_problem(413, "The body is too large.");
 	admission = pool_ask(STATEMENT_ADMIT, request->token_hash, NULL, 0);
 	if (admission.problem)
-		return send_answer(connection, request, admission);
-	free(admission.body);
-	request->body = body_create(encoding != NULL && strcasecmp(encoding, "gzip") == 0);
+		return admission;
+	answer_free(&admission);
+	request->body = body_create(gzip);
 	if (request->body == NULL)
-		return send_problem(connection, request, 503, "Out of memory.");
+		return answer_problem(503, "Out of memory.");
+	return (Answer) {0};
+}
+
+/*
+ * Where a request ends must be beyond doubt: a proxy in front of us that sees it
+ * end elsewhere could be made to pass on a request of somebody else.
+ */
+static bool
+is_well_framed(struct MHD_Connection *connection)
+{
+	Header		length = get_header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+	Header		transfer = get_header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+
+	if (transfer.count > 0)
+		return transfer.count == 1 && length.count == 0 && strcasecmp(transfer.value, "chunked") == 0;
+	return length.count <= 1;
+}
+
+/* The headers are there. */
+static enum MHD_Result
+begin_request(struct MHD_Connection *connection, Request *request, const char *path, const char *method)
+{
+	client_begin(client_of(connection), CLIENT_WAITS);
+	request->last = !is_well_framed(connection);
+	if (request->last)
+		return send_answer(connection, request, answer_problem(400, "The length of the body is not clear."));
+	request->refusal = check_headers(connection, request, path, method);
+	if (request->refusal.status != 0)
+	{
+		Answer		refusal = request->refusal;
+
+		if (request->body == NULL && get_header(connection, MHD_HTTP_HEADER_EXPECT).count == 0)
+			request->body = body_create(false);
+		if (request->body == NULL)
+		{
+			request->refusal = (Answer) {0};
+			return send_answer(connection, request, refusal);
+		}
+		body_refuse(request->body, refusal.status);
+	}
+	client_begin(client_of(connection), CLIENT_SENDS);
 	return MHD_YES;
 }
 
@@ -209,15 +305,35 @@ finish_request(struct MHD_Connection *connection, Request *request)
 	const char *data = NULL;
 	size_t		len = 0;
 
+	client_begin(client_of(connection), CLIENT_WAITS);
+	if (request->refusal.status != 0)
+	{
+		Answer		refusal = request->refusal;
+
+		request->refusal = (Answer) {0};
+		return send_answer(connection, request, refusal);
+	}
+	if (request->route->statement == STATEMENT_HEALTH)
+		return send_answer(connection, request, health_ask());
 	if (request->body != NULL)
 	{
 		int			status = body_end(request->body);
 
 		if (status != 0)
-			return send_problem(connection, request, status, body_problem(status));
+			return send_answer(connection, request, answer_problem(status, body_problem(status)));
 		data = body_data(request->body, &len);
 	}
 	return send_answer(connection, request, pool_ask(request->route->statement, request->token_hash, data, len));
+}
+
+/* For the log: without spaces, which separate its columns. */
+static void
+copy_word(char *to, size_t size, const char *from)
+{
+	snprintf(to, size, "%s", from);
+	for (; *to != '\0'; to++)
+		if ((unsigned char) *to <= ' ' || (unsigned char) *to >= 127)
+			*to = '?';
 }
 
 static enum MHD_Result
@@ -234,21 +350,36 @@ handle_request(void *cls, struct MHD_Connection *connection, const char *path, c
 		if (request == NULL)
 			return MHD_NO;
 		clock_gettime(CLOCK_MONOTONIC, &request->begun);
+		copy_word(request->method, sizeof(request->method), method);
+		copy_word(request->path, sizeof(request->path), path);
 		*state = request;
 		count_running(1);
-		return check_headers(connection, request, path, method);
+		return begin_request(connection, request, path, method);
 	}
 	if (*size == 0)
 		return request->answered ? MHD_YES : finish_request(connection, request);
-	if (!request->answered && elapsed_ms(request) > options->timeout * 1000L)
-	{
-		request->status = 408;
-		return MHD_NO;
-	}
 	if (request->body != NULL && (request->status = body_take(request->body, data, *size)) != 0)
 		return MHD_NO;
 	*size = 0;
 	return MHD_YES;
+}
+
+/* A connection has come or gone. */
+static void
+note_connection(void *cls, struct MHD_Connection *connection, void **client, enum MHD_ConnectionNotificationCode code)
+{
+	(void) cls;
+	if (code == MHD_CONNECTION_NOTIFY_STARTED)
+	{
+		const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+
+		*client = info ? client_create(info->connect_fd) : NULL;
+	}
+	else
+	{
+		client_free(*client);
+		*client = NULL;
+	}
 }
 
 static void
@@ -266,15 +397,20 @@ static void
 end_request(void *cls, struct MHD_Connection *connection, void **state, enum MHD_RequestTerminationCode code)
 {
 	Request    *request = *state;
-	char		client[64];
+	Client	   *client = client_of(connection);
+	char		address[64];
 
 	(void) cls;
 	if (request == NULL)
 		return;
-	format_client(connection, client, sizeof(client));
-	log_line("%s %s %d %zu bytes %ld ms%s", client, request->route ? request->route->name : "-", request->status,
+	format_client(connection, address, sizeof(address));
+	if (!request->answered && client_is_late(client))
+		request->status = MHD_HTTP_REQUEST_TIMEOUT;
+	log_line("%s %s %s %d %zu bytes %ld ms%s", address, request->method, request->path, request->status,
 			 body_received(request->body), elapsed_ms(request),
 			 code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : " (broken off)");
+	client_begin(client, CLIENT_IDLE);
+	answer_free(&request->refusal);
 	body_free(request->body);
 	free(request);
 	*state = NULL;
@@ -303,7 +439,8 @@ server_start(const Options *opts, int *port)
 {
 	unsigned int flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC;
 	struct MHD_OptionItem tls[] = {
-		{MHD_OPTION_HTTPS_MEM_CERT, 0, NULL}, {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL}, {MHD_OPTION_END, 0, NULL}
+		{MHD_OPTION_HTTPS_MEM_CERT, 0, NULL}, {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL},
+		{MHD_OPTION_HTTPS_PRIORITIES, 0, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"}, {MHD_OPTION_END, 0, NULL}
 	};
 	int			listening;
 
@@ -323,16 +460,16 @@ server_start(const Options *opts, int *port)
 	else
 		tls[0].option = MHD_OPTION_END;
 
-	if ((listening = listen_open(opts->host, opts->port, port)) < 0)
+	if (!clients_start(opts) || (listening = listen_open(opts->host, opts->port, port)) < 0)
 		return false;
 	http = MHD_start_daemon(flags, 0, NULL, NULL, handle_request, NULL,
 							MHD_OPTION_LISTEN_SOCKET, listening,
 							MHD_OPTION_CONNECTION_LIMIT, (unsigned int) opts->clients,
 							MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned int) opts->clients_per_address,
-							MHD_OPTION_CONNECTION_TIMEOUT, (unsigned int) opts->timeout,
 							MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t) 65536,
 							MHD_OPTION_STRICT_FOR_CLIENT, 1,
 							MHD_OPTION_NOTIFY_COMPLETED, end_request, NULL,
+							MHD_OPTION_NOTIFY_CONNECTION, note_connection, NULL,
 							MHD_OPTION_ARRAY, tls,
 							MHD_OPTION_END);
 	if (http == NULL)
@@ -343,25 +480,36 @@ server_start(const Options *opts, int *port)
 	return true;
 }
 
-/* Takes no more connections, lets running requests finish, ends. */
-void
+/*
+ * Takes no more connections, lets running requests finish, ends.  False: some have
+ * not finished in time, and their threads still run.
+ */
+bool
 server_stop(int timeout)
 {
 	struct timespec until;
 	MHD_socket	listening;
+	bool		finished;
 
 	draining = true;
 	listening = MHD_quiesce_daemon(http);
+	if (listening != MHD_INVALID_SOCKET)
+		shutdown(listening, SHUT_RDWR);
 
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += timeout;
 	pthread_mutex_lock(&running_lock);
 	while (running > 0 && pthread_cond_timedwait(&running_changed, &running_lock, &until) == 0)
 		;
+	finished = running == 0;
 	pthread_mutex_unlock(&running_lock);
+	if (!finished)
+		return false;
 	MHD_stop_daemon(http);
 	if (listening != MHD_INVALID_SOCKET)
 		close(listening);
+	clients_stop();
 	free(tls_cert);
 	free(tls_key);
+	return true;
 }

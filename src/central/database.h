@@ -1,0 +1,19 @@
+/*
+ * database.h
+ *		One connection to the database: for pool.c and health.c.
+ */
+#ifndef SM_GATEWAY_DATABASE_H
+#define SM_GATEWAY_DATABASE_H
+
+#include "gateway.h"
+
+#include <libpq-fe.h>
+
+extern PGconn *database_connect(const Options *options);
+extern PGresult *database_run(PGconn *conn, Statement statement, const unsigned char *token_hash,
+							  const char *body, size_t body_len, int seconds);
+extern bool database_has_answered(const PGresult *result);
+extern bool database_may_try_again(const PGresult *result);
+extern Answer database_answer(const PGresult *result);
+
+#endif							/* SM_GATEWAY_DATABASE_H */
