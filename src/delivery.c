@@ -373,19 +373,32 @@ send_probes(TimestampTz now)
 
 /* --- the pass --- */
 
+/* Branches met in rows that somebody was just registering, who may yet roll back. */
+static List *undiscovered = NIL;
+
 /* Registers branches met in rows for the first time; true when there were any. */
 static bool
 discover_branches(void)
 {
 	List	   *branches = NIL;
+	List	   *left;
 	ListCell   *lc;
+	MemoryContext caller;
 
+	foreach(lc, undiscovered)
+		branches = lappend(branches, pstrdup(lfirst(lc)));
 	foreach(lc, sm_delivery_unregistered)
 		sm_reading_discover(lfirst(lc), &branches);
 	if (branches == NIL)
 		return false;
-	sm_outbox_register(branches);
-	return true;
+	left = sm_outbox_register(branches);
+	list_free_deep(undiscovered);
+	undiscovered = NIL;
+	caller = MemoryContextSwitchTo(sm_delivery_cxt);
+	foreach(lc, left)
+		undiscovered = lappend(undiscovered, pstrdup(lfirst(lc)));
+	MemoryContextSwitchTo(caller);
+	return list_length(left) < list_length(branches);
 }
 
 /* A new generation of lanes where this database may use numbers twice. */
@@ -447,6 +460,15 @@ earlier(TimestampTz a, TimestampTz b)
 	return b != 0 && b < a ? b : a;
 }
 
+/* When a lane's open gaps have to be looked at again; 0: there are none. */
+static TimestampTz
+next_look(const SmLane *lane, TimestampTz now)
+{
+	if (lane->stalled || sm_gaps_pressing(&lane->gaps))
+		return TimestampTzPlusMilliseconds(now, PRESSING_MS);
+	return lane->gaps.groups != NIL ? TimestampTzPlusMilliseconds(now, OPEN_GAP_MS) : 0;
+}
+
 /* How long the worker may wait for the next pass if nothing happens. */
 long
 sm_delivery_timeout_ms(void)
@@ -476,17 +498,14 @@ sm_delivery_timeout_ms(void)
 
 			if (lane->not_before > now)
 				next = earlier(next, lane->not_before);
-			if (lane->gaps.groups != NIL && !branch->endpoint->down)
-				next = earlier(next, TimestampTzPlusMilliseconds(now, sm_gaps_pressing(&lane->gaps) ? PRESSING_MS : OPEN_GAP_MS));
+			if (!branch->endpoint->down)
+				next = earlier(next, next_look(lane, now));
 		}
 	}
 	foreach(lc, sm_delivery_unregistered)
-	{
-		SmLane	   *lane = lfirst(lc);
-
-		if (lane->gaps.groups != NIL)
-			next = earlier(next, TimestampTzPlusMilliseconds(now, sm_gaps_pressing(&lane->gaps) ? PRESSING_MS : OPEN_GAP_MS));
-	}
+		next = earlier(next, next_look(lfirst(lc), now));
+	if (undiscovered != NIL)
+		next = earlier(next, TimestampTzPlusMilliseconds(now, OPEN_GAP_MS));
 	return TimestampDifferenceMilliseconds(now, next);
 }
 

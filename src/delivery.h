@@ -93,6 +93,7 @@ typedef struct SmLane
 	bool		failed;			/* outbox_lane says failed */
 	TimestampTz not_before;		/* no attempt until then */
 	bool		more;			/* the last reading ended at a limit */
+	bool		stalled;		/* ... or at a gap of which nothing could be told yet */
 } SmLane;
 
 typedef struct SmBranch

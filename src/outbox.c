@@ -196,21 +196,27 @@ sm_outbox_lanes(void)
 	return rows;
 }
 
-/* Registers branches (char *) met in rows. */
-void
+/* Registers branches (char *) met in rows; returns those that somebody else is just registering. */
+List *
 sm_outbox_register(List *branches)
 {
 	static SmQuery query = {
-		"SELECT softmobile.register_unknown_branches($1)", 1, {TEXTARRAYOID}, .writes = true
+		"WITH done AS MATERIALIZED (SELECT softmobile.register_unknown_branches($1) AS branches)"
+		" SELECT b FROM done, unnest($1) AS b WHERE b <> ALL (done.branches)", 1, {TEXTARRAYOID}, .writes = true
 	};
 	SmArgs		args = {0};
 	Datum	   *names = palloc(sizeof(Datum) * list_length(branches));
+	List	   *left = NIL;
 	ListCell   *lc;
+	uint64		n;
 
 	foreach(lc, branches)
 		names[foreach_current_index(lc)] = CStringGetTextDatum(lfirst(lc));
 	sm_args_datum(&args, PointerGetDatum(construct_array(names, list_length(branches), TEXTOID, -1, false, TYPALIGN_INT)));
-	sm_query_run(&query, &args);
+	n = sm_query_run(&query, &args);
+	for (uint64 i = 0; i < n; i++)
+		left = lappend(left, sm_row_text(i, 1));
+	return left;
 }
 
 /* Hands the rows of a cursor over, a few at a time, until it ends or row() says so. */

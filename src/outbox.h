@@ -114,7 +114,7 @@ extern bool sm_outbox_lanes_changed(void);
 extern void sm_outbox_lanes_stale(void);
 extern List *sm_outbox_branches(void);
 extern List *sm_outbox_lanes(void);
-extern void sm_outbox_register(List *branches);
+extern List *sm_outbox_register(List *branches);
 
 /* The log */
 extern void sm_outbox_read_after(int log_id, int64 after, SmOutboxRow row, void *arg);

@@ -71,6 +71,10 @@ sm_outbox_blocked(const char *branch)
 	return rows;
 }
 
+/* Of two events of an entity: whether b is the earlier one.  The clock may have been set back. */
+#define EARLIER(b, x) \
+	"CASE WHEN " b ".lane_id = " x ".lane_id THEN " b ".seq < " x ".seq ELSE " b ".created_at < " x ".created_at END"
+
 /*
  * Queued exceptions that are to be sent next: of each entity only the first open
  * one, and of one lane at a time (*lane_id).
@@ -85,12 +89,12 @@ sm_outbox_queued_exceptions(const char *branch, int limit, SmExceptionEvent **ev
 		" WHERE x.branch_id = $1 AND x.state = 'queued'"
 		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
 		" WHERE b.branch_id = x.branch_id AND b.entity_no = x.entity_no AND b.entity_id = x.entity_id"
-		" AND b.state IN ('failed', 'queued') AND (b.created_at, b.seq) < (x.created_at, x.seq))"
+		" AND b.state IN ('failed', 'queued') AND " EARLIER("b", "x") ")"
 		" AND x.lane_id = (SELECT min(m.lane_id) FROM softmobile.outbox_exception m"
 		" WHERE m.branch_id = $1 AND m.state = 'queued'"
 		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
 		" WHERE b.branch_id = m.branch_id AND b.entity_no = m.entity_no AND b.entity_id = m.entity_id"
-		" AND b.state IN ('failed', 'queued') AND (b.created_at, b.seq) < (m.created_at, m.seq)))"
+		" AND b.state IN ('failed', 'queued') AND " EARLIER("b", "m") "))"
 		" ORDER BY x.seq LIMIT $2", 2, {TEXTOID, INT4OID}
 	};
 	SmArgs		args = {0};
@@ -132,7 +136,7 @@ sm_outbox_exception_delivered(const pg_uuid_t *id)
 		" last_attempt_at = clock_timestamp(), updated_at = clock_timestamp() WHERE id = $1", 1, {UUIDOID}
 	};
 	static SmQuery release = {
-		"UPDATE softmobile.outbox_exception w SET state = 'queued', updated_at = clock_timestamp()"
+		"UPDATE softmobile.outbox_exception w SET state = 'queued', error_message = NULL, updated_at = clock_timestamp()"
 		" FROM softmobile.outbox_exception x"
 		" WHERE x.id = $1 AND w.branch_id = x.branch_id AND w.entity_no = x.entity_no AND w.entity_id = x.entity_id"
 		" AND w.kind = 'waiting' AND w.state = 'failed'", 1, {UUIDOID}
@@ -144,7 +148,7 @@ sm_outbox_exception_delivered(const pg_uuid_t *id)
 	sm_query_run(&release, &args);
 }
 
-/* A retried exception was not accepted again. */
+/* A retried exception was not accepted again: what had waited for an earlier one waits for it. */
 void
 sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
 {
@@ -153,6 +157,13 @@ sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
 		" next_attempt_at = $5, error_message = $6, central_row = coalesce($7::jsonb, central_row), updated_at = clock_timestamp()"
 		" WHERE id = $1", 7,
 		{UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
+	};
+	static SmQuery hold = {
+		"UPDATE softmobile.outbox_exception w SET state = 'failed', waits_for = x.id, error_message = 'waits for ' || x.id,"
+		" updated_at = clock_timestamp()"
+		" FROM softmobile.outbox_exception x"
+		" WHERE x.id = $1 AND w.branch_id = x.branch_id AND w.entity_no = x.entity_no AND w.entity_id = x.entity_id"
+		" AND w.kind = 'waiting' AND w.state = 'queued'", 1, {UUIDOID}
 	};
 	SmArgs		args = {0};
 
@@ -164,6 +175,10 @@ sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
 	sm_args_text(&args, row->error_message);
 	sm_args_text(&args, row->central_row);
 	sm_query_run(&query, &args);
+
+	memset(&args, 0, sizeof(args));
+	sm_args_uuid(&args, id);
+	sm_query_run(&hold, &args);
 }
 
 /*
@@ -205,14 +220,16 @@ sm_outbox_next_exception(const char *branch)
 	return sm_row_time(0, 1);
 }
 
-/* A user's retry of certain events, whatever their attempts; what waits stays waiting. */
+/* A user's retry of certain events, whatever their attempts; for one that waits, of what it waits for. */
 int64
 sm_outbox_retry_exceptions(Datum ids)
 {
 	static SmQuery query = {
 		"UPDATE softmobile.outbox_exception SET state = 'queued', attempt_count = 0, error_message = NULL,"
 		" last_attempt_at = NULL, next_attempt_at = NULL, updated_at = clock_timestamp()"
-		" WHERE id = ANY ($1) AND state = 'failed' AND kind = 'rejected'", 1, {UUIDARRAYOID}
+		" WHERE state = 'failed' AND kind = 'rejected' AND (id = ANY ($1) OR id IN ("
+		"SELECT w.waits_for FROM softmobile.outbox_exception w WHERE w.id = ANY ($1) AND w.kind = 'waiting' AND w.state = 'failed'))", 1,
+		{UUIDARRAYOID}
 	};
 	SmArgs		args = {0};
 

@@ -25,6 +25,7 @@ typedef struct Reading
 	bool		holders_known;
 	SmHolders	holders;
 	bool		more;
+	bool		stalled;		/* somebody was just ending: who holds the sequence could not be read */
 } Reading;
 
 /* The numbers between two visible ones that nobody has accounted for yet. */
@@ -47,7 +48,10 @@ note_gap_in_context(Reading *r, int64 upto)
 				r->holders_known = true;
 			}
 			if (!r->holders.complete)
+			{
+				r->stalled = true;
 				return false;
+			}
 			if (sm_gaps_count(&lane->gaps) + r->found.n >= SM_GAPS_MAX)
 			{
 				ereport(LOG,
@@ -90,7 +94,7 @@ read_event(const SmEvent *event, int entity_no, void *arg)
 			listed = listed || strcmp(lfirst(lc), event->branch_id) == 0;
 		if (!listed)
 		{
-			caller = MemoryContextSwitchTo(sm_delivery_cxt);
+			caller = MemoryContextSwitchTo(r->cxt);
 			*r->branches = lappend(*r->branches, pstrdup(event->branch_id));
 			MemoryContextSwitchTo(caller);
 		}
@@ -135,6 +139,7 @@ finish_reading(Reading *r)
 		sm_gaps_note(&lane->gaps, &r->found, &r->holders);
 	lane->cursor = r->expected - 1;
 	lane->more = r->more;
+	lane->stalled = r->stalled;
 	if (lane->skip.n > 0 && lane->skip.range[lane->skip.n - 1].hi <= r->expected)
 		sm_ranges_clear(&lane->skip);
 }
