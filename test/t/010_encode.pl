@@ -157,7 +157,7 @@ INSERT INTO literals VALUES
 ('cidr', '{192.168.0.0/24,2001:db8::/32}'),
 ('macaddr', '{08:00:2b:01:02:03}'),
 ('macaddr8', '{08:00:2b:01:02:03:04:05}'),
-('point', '{"(0.1,-2e300)","(NaN,Infinity)"}'),
+('point', '{"(0.12345678901234567,-2e300)","(NaN,Infinity)"}'),
 ('line', '{"{1,2.1,-3}"}'),
 ('lseg', '{"[(0.1,0),(1,1)]"}'),
 ('box', '{"(1.1,1),(0,0)"}'),
@@ -248,7 +248,7 @@ my %contrib = (
 	hstore => q{ARRAY['', 'a=>1, "b c"=>NULL, d=>"x\\"y"']},
 	citext => q{ARRAY['Aé', 'a"b']},
 	ltree => q{ARRAY['', 'Top.Science']},
-	cube => q{ARRAY['(0.1,2)', '(0.1),(3.3)']},
+	cube => q{ARRAY['(0.12345678901234567,2)', '(0.1),(3.3)']},
 	seg => q{ARRAY['0.1 .. 3.3']},
 	isn => q{ARRAY['978-0-393-04002-9']});
 foreach my $extension (sort keys %contrib)
@@ -267,6 +267,7 @@ DECLARE
 	n int := cardinality(value);
 	lit text;
 	nextlit text;
+	tab regclass;
 	r record;
 BEGIN
 	CREATE SCHEMA try;
@@ -304,6 +305,19 @@ BEGIN
 	UPDATE try.t SET v = v, c = c, ca = ca, aa = aa;
 	UPDATE try.t SET v = NULL, a = NULL, c = NULL, last = NULL;
 	DELETE FROM try.t;
+
+	-- each alone: no other column's type fixes a setting for it
+	EXECUTE format('CREATE TABLE try.v (v %1$s); CREATE TABLE try.a (a %1$s[]);'
+				   'CREATE TABLE try.d (d try.domdom); CREATE TABLE try.c (c try.comp)', type);
+	FOREACH tab IN ARRAY '{try.v,try.a,try.d,try.c}'::regclass[] LOOP
+		CALL watch(tab);
+	END LOOP;
+	FOREACH lit IN ARRAY value LOOP
+		EXECUTE format('INSERT INTO try.v VALUES (%1$L::%2$s);'
+					   'INSERT INTO try.a VALUES (ARRAY[%1$L]::%2$s[]);'
+					   'INSERT INTO try.d VALUES (%1$L::%2$s);'
+					   'INSERT INTO try.c VALUES (ROW(%1$L::%2$s, ''{}'', NULL))', lit, type);
+	END LOOP;
 	DROP SCHEMA try CASCADE;
 END $$;
 SQL
@@ -319,7 +333,7 @@ BEGIN
 	END LOOP;
 END $$;
 };
-my $expect = sql('SELECT 10 * sum(cardinality(value)) FROM literals');
+my $expect = sql('SELECT 20 * sum(cardinality(value)) FROM literals');
 
 sql($all_types);
 agree('all types', $expect);
@@ -537,6 +551,30 @@ is( sql($hostile . q{
 {"i":2,"m":{"cents" : "2"},"p":{"cents" : "2"}}|t|
 {"i":3,"m":"3","p":"3"}|t|),
 	'casts to json come and go');
+
+# An error in somebody's cast leaves the session's settings as they were.
+is( sql($hostile . q{
+	CREATE FUNCTION failing(money2) RETURNS json LANGUAGE plpgsql
+		AS $$ BEGIN RAISE 'no'; END $$;
+	CREATE CAST (money2 AS json) WITH FUNCTION failing(money2);
+	CREATE FUNCTION attempt() RETURNS text LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM encode_row(p.*) FROM prices p;
+		RETURN 'encoded';
+	EXCEPTION WHEN OTHERS THEN
+		RETURN SQLERRM;
+	END $$;
+	SELECT attempt(), interval '1 day', current_setting('TimeZone')}),
+	'no|P1D|Asia/Kathmandu',
+	'an error puts the settings back');
+
+# Core leaves a cast aside that somebody made for a built-in type.
+is( sql(q{
+	CREATE FUNCTION point_json(point) RETURNS json LANGUAGE sql AS $$ SELECT '"cast"'::json $$;
+	CREATE CAST (point AS json) WITH FUNCTION point_json(point);
+	SELECT encode_row(x.*), row_to_json(x.*) FROM (SELECT point(1, 2) AS p) x}),
+	'{"p":"(1,2)"}|{"p":"(1,2)"}',
+	'no cast for built-in types');
 
 # Memory ---------------------------------------------------------------------
 
