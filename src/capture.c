@@ -32,6 +32,7 @@
 #include "miscadmin.h"
 #include "reason.h"
 #include "segment.h"
+#include "storage/lmgr.h"
 #include "storage/bufmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -487,16 +488,22 @@ softmobile_refuse_change(PG_FUNCTION_ARGS)
 Datum
 softmobile_capture_existing(PG_FUNCTION_ARGS)
 {
-	Relation	table = table_open(PG_GETARG_OID(0), AccessShareLock);
+	Relation	table;
 	char	   *actor = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	char	   *reason = PG_ARGISNULL(4) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(4));
-	SmCaptured *captured = sm_captured_find(table);
+	SmCaptured *captured;
 	TupleTableSlot *slot;
 	TableScanDesc scan;
 	ItemPointerData first;
 	ItemPointerData last;
 	int64		events = 0;
 	int			nest;
+
+	/* The worker has other things to do than to wait for somebody's DDL. */
+	if (!ConditionalLockRelationOid(PG_GETARG_OID(0), AccessShareLock))
+		PG_RETURN_NULL();
+	table = table_open(PG_GETARG_OID(0), NoLock);
+	captured = sm_captured_find(table);
 
 	/* A partition that was detached meanwhile is captured no longer. */
 	if (!captured->attached)

@@ -236,8 +236,7 @@ sm_outbox_snapshot_step(void)
 	if (sm_query_run(&any, NULL) == 0)
 		return false;
 	sm_args_int8(&args, SNAPSHOT_BLOCKS);
-	sm_query_run(&step, &args);
-	return true;
+	return sm_query_run(&step, &args) > 0 && sm_row_bool(0, 1);
 }
 
 /* Opens a new segment, empties an old one, closes lanes, when it is time. */

@@ -47,7 +47,7 @@ CREATE FUNCTION softmobile.capture_existing(relation regclass, from_block bigint
 LANGUAGE c SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'softmobile_capture_existing';
 COMMENT ON FUNCTION softmobile.capture_existing(regclass, bigint, bigint, text, text) IS
-'Internal, for the worker: queues the rows in blocks from_block to to_block - 1 as they are now, for attach(initial => ''snapshot''). Returns the number of events.';
+'Internal, for the worker: queues the rows in blocks from_block to to_block - 1 as they are now, for attach(initial => ''snapshot''). Returns the number of events; NULL when somebody has locked the table.';
 
 -- The log refuses every change, to its owner too and in replica mode.
 DO $$

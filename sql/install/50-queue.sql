@@ -174,32 +174,34 @@ COMMENT ON FUNCTION softmobile.resend(text, text, int8multirange, text, uuid) IS
 
 /* For the worker. */
 
-CREATE FUNCTION softmobile.snapshot_step(blocks bigint) RETURNS bigint
+CREATE FUNCTION softmobile.snapshot_step(blocks bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	s softmobile.outbox_snapshot;
 	upto bigint;
-	events bigint := 0;
 BEGIN
-	SELECT * INTO s FROM softmobile.outbox_snapshot ORDER BY requested_at, relation LIMIT 1;
+	-- Nobody's open transaction holds the worker up: not one that has detached the table, nor one that has locked it.
+	SELECT * INTO s FROM softmobile.outbox_snapshot ORDER BY requested_at, relation LIMIT 1 FOR UPDATE SKIP LOCKED;
 	IF NOT FOUND THEN
-		RETURN 0;
+		RETURN false;
 	END IF;
 	upto := least(s.next_block + blocks, s.end_block);
 	IF EXISTS (SELECT FROM pg_class c WHERE c.oid = s.relation) AND s.next_block < upto THEN
 		PERFORM set_config('softmobile.branch_id', s.branch_id, true);
-		events := softmobile.capture_existing(s.relation, s.next_block, upto, s.actor, s.reason);
+		IF softmobile.capture_existing(s.relation, s.next_block, upto, s.actor, s.reason) IS NULL THEN
+			RETURN false;
+		END IF;
 	END IF;
 	IF upto >= s.end_block THEN
 		DELETE FROM softmobile.outbox_snapshot o WHERE o.relation = s.relation;
 	ELSE
 		UPDATE softmobile.outbox_snapshot o SET next_block = upto WHERE o.relation = s.relation;
 	END IF;
-	RETURN events;
+	RETURN true;
 END
 $$;
-COMMENT ON FUNCTION softmobile.snapshot_step(bigint) IS 'Internal, for the worker: queues the rows of some more blocks of a table attached with initial => ''snapshot''. Returns the number of events.';
+COMMENT ON FUNCTION softmobile.snapshot_step(bigint) IS 'Internal, for the worker: queues the rows of some more blocks of a table attached with initial => ''snapshot''. Returns whether it could; try again later if not.';
 
 CREATE FUNCTION softmobile.close_lanes() RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
