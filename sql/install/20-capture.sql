@@ -427,12 +427,12 @@ BEGIN
 		END IF;
 	END IF;
 
-	SELECT e.* INTO entity FROM softmobile.outbox_entity e WHERE e.entity_type = entity_type FOR UPDATE;
-	IF NOT FOUND THEN
-		INSERT INTO softmobile.outbox_entity AS e (entity_type, priority, flag)
-		VALUES (entity_type, coalesce(upper(priority), softmobile.default_priority(entity_type)), softmobile.entity_flag(entity_type))
-		RETURNING e.* INTO entity;
-	ELSIF upper(priority) <> entity.priority THEN
+	INSERT INTO softmobile.outbox_entity AS e (entity_type, priority, flag)
+	SELECT entity_type, coalesce(upper(priority), softmobile.default_priority(entity_type)), softmobile.entity_flag(entity_type)
+	WHERE NOT EXISTS (SELECT FROM softmobile.outbox_entity o WHERE o.entity_type = entity_type)
+	ON CONFLICT DO NOTHING;
+	SELECT e.* INTO STRICT entity FROM softmobile.outbox_entity e WHERE e.entity_type = entity_type FOR UPDATE;
+	IF upper(priority) <> entity.priority THEN
 		IF EXISTS (SELECT FROM softmobile.captured_table c WHERE c.entity_no = entity.entity_no) THEN
 			RAISE EXCEPTION 'entity type "%" has priority %', entity_type, entity.priority
 				USING ERRCODE = 'invalid_parameter_value', DETAIL = 'An entity''s events share one lane, so all tables of an entity type have one priority.',
