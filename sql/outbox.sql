@@ -83,7 +83,7 @@ SELECT softmobile.attach('old', 'old', initial => 'snapshot');
 SELECT relation, next_block, end_block, root, actor = current_user AS mine, reason FROM softmobile.outbox_snapshot ORDER BY 1;
 -- what the worker does with it
 SELECT count(*) FROM fresh();
-SELECT softmobile.snapshot_step(100), softmobile.snapshot_step(100), softmobile.snapshot_step(100);
+SELECT softmobile.snapshot_step(100), softmobile.snapshot_step(100) \g /dev/null
 SELECT op, lane, id, reason, payload FROM fresh();
 SELECT operation, priority, status FROM softmobile.sync_outbox WHERE entity_type = 'old' LIMIT 1;
 SELECT count(*) FROM softmobile.outbox_snapshot;
