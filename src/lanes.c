@@ -249,7 +249,8 @@ sm_lanes_find(const char *branch, SmPriority priority, bool *registered)
 				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 				 errmsg("branch \"%s\" is not registered", branch),
 				 errdetail("softmobile.unknown_branch is \"refuse\"."),
-				 errhint("Register it: SELECT softmobile.register_branch('%s', 'its name').", branch)));
+				 errhint("Register it: SELECT softmobile.register_branch(%s, 'its name').",
+						 quote_literal_cstr(branch))));
 	memset(key, 0, sizeof(key));
 	entry = hash_search(cache.branches, key, HASH_FIND, NULL);
 	return entry->lane[priority];

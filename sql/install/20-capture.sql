@@ -151,8 +151,9 @@ $$;
 COMMENT ON FUNCTION softmobile.open_epoch(text) IS
 'Internal: begins a new generation of lanes for all branches; the older lanes drain first. why: kept with the epoch.';
 
--- Lane numbers of this installation begin where no dump's can reach: two for each second since 2020.
-SELECT setval('softmobile.outbox_lane_lane_id_seq', 2 * extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00')::bigint);
+-- A restore brings the lanes of the dumped database to those that are made here. Their numbers, which name sequences,
+-- must differ, even if it was dumped a second ago: each installation begins in one of half a million places.
+SELECT setval('softmobile.outbox_lane_lane_id_seq', 1 + 4096 * floor(random() * 500000)::bigint);
 SELECT softmobile.open_epoch('installed');
 
 /* Branches. */
