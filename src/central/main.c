@@ -21,7 +21,7 @@ static const char usage[] =
 "\n"
 "  --listen HOST:PORT            where to listen (127.0.0.1:8080; port 0: any)\n"
 "  --database CONNINFO           libpq connection string ('': from PG* variables)\n"
-"  --connections N               database connections (8)\n"
+"  --connections N               database connections (8), and one for health\n"
 "  --clients N                   HTTP connections at once (512)\n"
 "  --connections-per-address N   of them from one address (64; more behind a proxy)\n"
 "  --max-body SIZE               largest body, as it is sent (64MB)\n"
