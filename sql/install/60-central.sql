@@ -156,6 +156,11 @@ BEGIN
 		RAISE EXCEPTION 'a token needs at least one branch'
 			USING ERRCODE = 'invalid_parameter_value', HINT = 'Name the branches that its holder may send for.';
 	END IF;
+	IF EXISTS (SELECT FROM unnest(branches) AS b WHERE octet_length(b) > 100 OR b ~ '[[:cntrl:]]' OR b <> btrim(b)) THEN
+		RAISE EXCEPTION 'branch id cannot be used'
+			USING ERRCODE = 'invalid_parameter_value', DETAIL = 'A branch id has 1 to 100 bytes, no control characters and no spaces around it.',
+				HINT = 'Use the id that the branch itself has in softmobile.branch.';
+	END IF;
 	IF btrim(coalesce(label, '')) = '' THEN
 		RAISE EXCEPTION 'a token needs a label'
 			USING ERRCODE = 'invalid_parameter_value', HINT = 'Say what it is for, such as ''branch server 7''; central_revoke_token() takes it.';

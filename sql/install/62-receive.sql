@@ -39,7 +39,7 @@ CREATE FUNCTION softmobile.central_parse(doc json) RETURNS softmobile.central_ev
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
 	SELECT array_agg(ROW(r.n::integer, CASE WHEN position('%' IN r.source) = 0 THEN substr(r.source, 11) ELSE softmobile.central_decode(substr(r.source, 11)) END,
-		r.id, r.epoch, r.epochno, r.lane, r.sequence, CASE WHEN r.snapshot IS NULL THEN r.epochno ELSE 0 END,
+		r.id, r.epoch, r.epochno, r.lane, r.sequence, CASE WHEN r.snapshot = 'true' THEN 0 ELSE r.epochno END,
 		r.entity_type, r.subject, r.op, r."time"::timestamptz, r.actor, r.reason, r.resolution, r.data, r.new, r.old)::softmobile.central_event)
 	FROM (
 		SELECT d.*, d.d -> 'new' AS new, d.d -> 'old' AS old, split_part(d.type, '.', 2) AS entity_type, split_part(d.type, '.', 3) AS op
@@ -51,8 +51,8 @@ BEGIN ATOMIC
 			OFFSET 0) AS d
 		OFFSET 0) AS r
 	HAVING bool_and((r.specversion = '1.0' AND r.id IS NOT NULL AND r.epoch IS NOT NULL AND r.epochno > 0 AND r.sequence > 0
-		AND r.source LIKE '/branches/_%' AND r.subject <> '' AND r.lane IN ('high', 'normal', 'low')
-		AND r.type = 'softmobile.' || r.entity_type || '.' || r.op AND r.entity_type <> ''
+		AND r.source LIKE '/branches/_%' AND octet_length(r.subject) BETWEEN 1 AND 2000 AND r.lane IN ('high', 'normal', 'low')
+		AND r.type = 'softmobile.' || r.entity_type || '.' || r.op AND octet_length(r.entity_type) BETWEEN 1 AND 100
 		AND r."time" LIKE '____-__-__T__:__:__%Z'
 		AND CASE r.op WHEN 'insert' THEN jsonb_typeof(r.new) = 'object'
 			WHEN 'update' THEN jsonb_typeof(r.new) = 'object' AND jsonb_typeof(r.old) = 'object'
@@ -78,7 +78,10 @@ BEGIN
 		WHEN r.id !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN 'id must be a UUID'
 		WHEN r.source ~ '^/branches/.' IS NOT TRUE THEN 'source must be /branches/<branch>'
 		WHEN r.type ~ '^softmobile\.[^.]+\.(insert|update|delete)$' IS NOT TRUE THEN 'type must be softmobile.<entity type>.<insert, update or delete>'
+		WHEN octet_length(split_part(r.type, '.', 2)) > 100 THEN 'the entity type must be at most 100 bytes long'
 		WHEN coalesce(r.subject, '') = '' THEN 'subject must be the entity''s id'
+		-- With branch and entity type it is an index key, which has at most 2704 bytes.
+		WHEN octet_length(r.subject) > 2000 THEN 'subject must be at most 2000 bytes long'
 		WHEN r.sequence ~ '^[0-9]+$' IS NOT TRUE OR r.sequence::numeric NOT BETWEEN 1 AND 9223372036854775807 THEN 'sequence must be a positive bigint'
 		WHEN r.lane IN ('high', 'normal', 'low') IS NOT TRUE THEN 'lane must be high, normal or low'
 		WHEN r.epoch ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' IS NOT TRUE THEN 'epoch must be a UUID'
@@ -105,7 +108,7 @@ BEGIN
 		(SELECT max(l.epoch_no) + 1 FROM softmobile.central_lane l WHERE l.branch_id = e.branch_id), 1);
 	e.lane := r.lane;
 	e.seq := r.sequence;
-	e.order_epoch := CASE WHEN r.snapshot IS NULL THEN e.epoch_no ELSE 0 END;
+	e.order_epoch := CASE WHEN r.snapshot = 'true' THEN 0 ELSE e.epoch_no END;
 	e.entity_type := split_part(r.type, '.', 2);
 	e.entity_id := r.subject;
 	e.op := split_part(r.type, '.', 3);
@@ -399,9 +402,11 @@ DECLARE
 	again softmobile.central_event[] := '{}';
 	e softmobile.central_event;
 	part json;
+	readable json;
 	place integer;
 	total integer;
 	branches text[];
+	locked text[];
 	refused text;
 	usual boolean;
 	unusual integer[];
@@ -418,7 +423,7 @@ BEGIN
 	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
 		RAISE EXCEPTION 'the body cannot be read as JSON: %', SQLERRM USING ERRCODE = 'SM400';
 	END;
-	IF json_typeof(doc) <> 'array' THEN
+	IF json_typeof(doc) IS DISTINCT FROM 'array' THEN
 		RAISE EXCEPTION 'the body is not a JSON array of events' USING ERRCODE = 'SM400';
 	END IF;
 	BEGIN
@@ -433,13 +438,15 @@ BEGIN
 	IF batch IS NULL THEN
 		batch := '{}';
 		FOR part, place IN SELECT x.value, x.n FROM json_array_elements(doc) WITH ORDINALITY AS x (value, n) LOOP
-			IF json_typeof(part) <> 'object' OR part ->> 'id' IS NULL OR part ->> 'specversion' IS NULL THEN
+			-- What JSON can say and text cannot hold (zero, half a surrogate pair) spoils its own event only: to read the id, take spaces instead.
+			readable := regexp_replace(part::text, '\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})', '\\u0020', 'g');
+			IF json_typeof(part) <> 'object' OR readable ->> 'id' IS NULL OR readable ->> 'specversion' IS NULL THEN
 				RAISE EXCEPTION 'element % of the batch is not a CloudEvent: it needs specversion and id', place USING ERRCODE = 'SM422';
 			END IF;
 			BEGIN
 				batch := batch || softmobile.central_parse_event(part, place);
 			EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-				answers := answers || json_build_object('id', part ->> 'id', 'status', 'rejected', 'detail', SQLERRM);
+				answers := answers || json_build_object('id', readable ->> 'id', 'status', 'rejected', 'detail', SQLERRM);
 				places := places || place;
 			END;
 		END LOOP;
@@ -447,15 +454,11 @@ BEGIN
 
 	-- From here on nobody else writes what belongs to these branches.
 	branches := ARRAY(SELECT DISTINCT b.branch_id FROM unnest(batch) AS b ORDER BY 1);
-	SELECT b INTO refused FROM unnest(branches) AS b WHERE b <> ALL (allowed) LIMIT 1;
-	IF NOT FOUND THEN
-		FOR known IN SELECT b.active, b.branch_id FROM softmobile.central_branch b WHERE b.branch_id = ANY (branches) ORDER BY b.branch_id FOR NO KEY UPDATE LOOP
-			IF NOT known.active THEN
-				refused := known.branch_id;
-			END IF;
-		END LOOP;
-	END IF;
-	IF refused IS NOT NULL THEN
+	locked := ARRAY(SELECT b.branch_id FROM softmobile.central_branch b
+		WHERE b.branch_id = ANY (branches) AND b.branch_id = ANY (allowed) AND b.active
+		ORDER BY b.branch_id FOR NO KEY UPDATE);
+	SELECT b INTO refused FROM unnest(branches) AS b WHERE b <> ALL (locked) LIMIT 1;
+	IF FOUND THEN
 		RAISE EXCEPTION 'this token may not write for branch "%"', refused
 			USING ERRCODE = 'SM403', HINT = 'Ask headquarters for a token of this branch, or to activate it.';
 	END IF;

@@ -158,7 +158,23 @@ SELECT is(refused('{"data":{"new":7}}'), 'rejected: data.new must be the row');
 SELECT is(refused('{"data":{"new":{}}}', 'update'), 'rejected: data.old must be the values before the change');
 SELECT is(refused('{"data":{"new":{}}}', 'delete'), 'rejected: data.old must be the values before the change');
 SELECT is(refused('{"resolution":"mine"}'), 'rejected: resolution must be local or central');
+SELECT is(refused(jsonb_build_object('type', 'softmobile.' || repeat('t', 101) || '.insert')), 'rejected: the entity type must be at most 100 bytes long');
+SELECT is(refused(jsonb_build_object('subject', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 63) n))), 'rejected: subject must be at most 2000 bytes long');
 SELECT is((SELECT count(*)::int FROM softmobile.central_inbox WHERE entity_id = 'bad'), 0, 'nothing of them is kept');
+SELECT is((SELECT (a ->> 'accepted', a #>> '{results,0,id}', a #>> '{results,0,detail}', a #>> '{results,1,id}')::text
+	FROM softmobile.central_receive(replace(json_build_array(ev(53, 'insert', 'bad', '{"n":"@0000"}', id => u(53)), ev(54, 'insert', 'beside', '{"n":"\\u0000 \\ud800 \ud83d\ude00"}'),
+			ev(58, 'insert', 'bad', '{"n":"@d800"}', id => u(58)))::text, '@', '\u'),
+		(SELECT hash FROM tok WHERE name = 'both')) AS r, json(r) AS a), ('1', u(53), 'unsupported Unicode escape sequence', u(58))::text, 'a zero or half a character spoils its own event only');
+SELECT is(held('beside'), '{"n":"\\u0000 \\ud800 😀"}', 'not what only looks like them');
+
+/* Odd contents that are none of central's business. */
+SELECT is(post(ev(55, 'insert', E'\'"; DROP TABLE \\ \t☃ 😀', '{"n":"Ñandú 日本 😀 \"\\\u0001"}', id => u(55)))::jsonb ->> 'accepted', '1', 'quotes, backslashes, control characters, any script');
+SELECT is((held(E'\'"; DROP TABLE \\ \t☃ 😀'), (SELECT data -> 'new' ->> 'n' FROM softmobile.central_inbox WHERE id = u(55)))::text,
+	('{"n":"Ñandú 日本 😀 \"\\\u0001"}'::jsonb, E'Ñandú 日本 😀 "\\\u0001')::text, 'arrive as they are');
+SELECT is(post(ev(56, 'insert', repeat('é', 1000), '{"n":1}'), ev(57, 'insert', 'big', json_build_object('n', repeat('ñ', 524288))))::jsonb ->> 'accepted', '2', 'the longest subject, and a row of 1 MB');
+SELECT is(octet_length(held('big') ->> 'n'), 1048576, 'is there in full');
+SELECT is(post(ev(60, 'insert', 'N1', '{"n":9}', patch => '{"snapshot":"false"}'))::jsonb ->> 'accepted', '1', 'an event whose snapshot is not true');
+SELECT is(held('N1'), '{"n":9}', 'is none, and replaces the row');
 SELECT is(post(ev(52, 'insert', 'zone', '{"n":1}', patch => '{"time":"2025-11-24T02:00:00-06:00"}', id => u(52)))::jsonb ->> 'accepted', '1', 'a time with an offset is a time');
 SELECT is((SELECT event_time FROM softmobile.central_inbox WHERE id = u(52)), '2025-11-24 08:00:00+00', 'the right one');
 SELECT is(post(ev(1, 'insert', 'plain', '{"n":1}', patch => '{"source":"/branches/%C3%91u%C3%B1oa%202"}'), ev(2, 'insert', 'plain', '{"n":1}', patch => '{"source":"/branches/Ñuñoa 2"}'))::jsonb ->> 'accepted', '2', 'a branch in percent-encoding');
@@ -178,6 +194,7 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 SELECT is(refusal('{"a":1}'), 'SM400', 'no array');
 SELECT is(refusal('[{"a":1'), 'SM400', 'cut off');
+SELECT is(refusal(NULL), 'SM400', 'no body');
 SELECT is(refusal(repeat('[', 100000)), 'SM400', 'nested without end');
 SELECT is(refusal('[7]'), 'SM422', 'no object');
 SELECT is(refusal('[{"specversion":"1.0"}]'), 'SM422', 'no id');
@@ -199,6 +216,10 @@ SELECT is(refusal(json_build_array(ev(61, 'insert', 'f1', '{}'))::text, 'b1 new'
 SELECT is((SELECT count(*)::int FROM softmobile.central_token t, tok WHERE t.token_hash = tok.hash AND octet_length(t.token_hash) = 32), 3, 'tokens are kept as hashes');
 SELECT throws_ok($$SELECT softmobile.central_create_token('{}', 'x')$$, '22023', NULL, 'a token needs a branch');
 SELECT throws_ok($$SELECT softmobile.central_create_token('{b1}', ' ')$$, '22023', NULL, 'and a label');
+SELECT throws_ok($$SELECT softmobile.central_create_token(ARRAY[repeat('b', 101)], 'x')$$, '22023', NULL, 'and branch ids as branches have them');
+DELETE FROM softmobile.central_branch WHERE branch_id = 'b1';
+SELECT is(refusal(json_build_array(ev(62, 'insert', 'f1', '{}'))::text, 'b1 new'), 'SM403', 'nor is a branch taken that headquarters has removed');
+INSERT INTO softmobile.central_branch (branch_id, active) VALUES ('b1', false);
 
 /* Rights. */
 CREATE ROLE sm_test_gateway;
