@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
@@ -133,6 +134,23 @@ find_option(const List *options, const char *name)
 	return NULL;
 }
 
+/* As have_createdb_privilege(), which early minor releases keep to themselves. */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple;
+	bool		result;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
 /* May the current user copy a database?  As createdb() has it. */
 static bool
 may_copy(Oid dbid)
@@ -140,7 +158,7 @@ may_copy(Oid dbid)
 	HeapTuple	tuple;
 	bool		is_template;
 
-	if (!have_createdb_privilege())
+	if (!may_create_databases())
 		return false;
 	if (object_ownercheck(DatabaseRelationId, dbid, GetUserId()))
 		return true;
