@@ -33,6 +33,7 @@ my $epoch = '00000000-0000-4000-8000-000000000001';
 my $patience = $PostgreSQL::Test::Utils::timeout_default;
 my $ids = 0;
 my ($node, $conninfo, %token);
+my %running;
 
 sub program
 {
@@ -100,6 +101,7 @@ sub start_gateway
 		open STDERR, '>>', $log or _exit(1);
 		exec $program, '--listen', '127.0.0.1:0', '--database', $conninfo, @arguments or _exit(1);
 	}
+	$running{ $gateway->{pid} } = $$;
 	wait_until('the gateway listens', sub {
 		die 'the gateway has ended: ' . slurp_file($log) if waitpid($gateway->{pid}, WNOHANG) != 0;
 		return -e "$log.out" && slurp_file("$log.out") =~ /^listening on \S+:(\d+)\n/ && ($gateway->{port} = $1);
@@ -115,6 +117,7 @@ sub stop_gateway
 
 	kill $signal // 'TERM', delete $gateway->{signalled} ? () : $gateway->{pid};
 	wait_until('the gateway ends', sub { waitpid($gateway->{pid}, WNOHANG) != 0 });
+	delete $running{ $gateway->{pid} };
 	return $?;
 }
 
@@ -231,6 +234,13 @@ sub answer_of
 	my $text = do { local $/; <$socket> };
 	alarm 0;
 	return $text // '';
+}
+
+# A test that dies leaves none behind.
+END
+{
+	local $?;
+	kill 'KILL', grep { $running{$_} == $$ } keys %running;
 }
 
 1;
