@@ -202,13 +202,16 @@ is(post(max_response => 999), 'answered 502', 'a refusal counts though its body 
 }
 
 # A server that refuses a long body answers before it has read it, and closes.
-# The answer counts, although sending on fails.
+# The answer counts, although sending on fails.  A reset that overtakes it in the
+# network is the kernel's; then the link reads as down, and the batch is sent again.
 {
 	$central->answer('early', status => 413);
 	my $url = literal($central->url('/events'));
-	is( $session->query_safe("SELECT outcome, status, count(*) FROM generate_series(1, 100) g, "
-			  . "http_request('POST', $url, (SELECT convert_to(repeat(' ', 3000000 + g), 'UTF8'))) GROUP BY 1, 2"),
-		'answered|413|100', 'an early 413 is seen as such, 100 times');
+	my %early = map { split(/=/) } split(/\n/, $session->query_safe("SELECT outcome || ' ' || status || '=' || count(*) FROM generate_series(1, 100) g, "
+			  . "http_request('POST', $url, (SELECT convert_to(repeat(' ', 3000000 + g), 'UTF8'))) GROUP BY outcome, status"));
+	cmp_ok($early{'answered 413'} // 0, '>=', 90, 'an early 413 is seen as such');
+	delete @early{ 'answered 413', 'offline 0' };
+	is(join(' ', %early), '', '... and never as anything but that, or a link that is down');
 }
 $central->answer('receipt');
 
@@ -372,8 +375,8 @@ sub configure
 		foreach my $reset (0, 1)
 		{
 			my $c = $rude->accept;
-			sysread($c, my $hello, 10) if $reset;    # the rest stays unread: a reset
-			sysread($c, my $hello, 65536) if !$reset;
+			# Where the rest stays unread, closing is a reset.
+			sysread($c, my $hello, $reset ? 10 : 65536);
 			close($c);
 		}
 		POSIX::_exit(0);
