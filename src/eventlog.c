@@ -24,6 +24,7 @@
 #include "shmem.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "uuid7.h"
 
@@ -54,24 +55,36 @@ at_transaction_end(XactEvent event, void *arg)
 {
 	switch (event)
 	{
-		case XACT_EVENT_COMMIT:
-			if (poke_wanted)
-				sm_shmem_poke(MyDatabaseId);
-			/* FALLTHROUGH */
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
-			appended = false;
 			poke_wanted = false;
+			/* FALLTHROUGH */
+		case XACT_EVENT_COMMIT:
+			appended = false;
 			break;
 		default:
 			break;
 	}
 }
 
+/*
+ * Wakes the worker when it can see all of a commit: its invalidation messages
+ * (branches and lanes), and that it holds the sequence no more.
+ */
+static void
+at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
+{
+	if (!poke_wanted || phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_commit || !is_top_level)
+		return;
+	poke_wanted = false;
+	sm_shmem_poke(MyDatabaseId);
+}
+
 void
 sm_eventlog_init(void)
 {
 	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterResourceReleaseCallback(at_release, NULL);
 }
 
 bool

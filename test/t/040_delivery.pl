@@ -24,6 +24,17 @@ my $node = $shop->node;
 
 sub subjects { return join(' ', map { $_->{subject} } $_[0]->events); }
 
+# A setting of the database: the worker starts anew for it.
+sub alter_database
+{
+	my ($change) = @_;
+	my $pid = $shop->worker_pid;
+
+	$shop->sql("ALTER DATABASE postgres $change");
+	$node->poll_query_until('postgres', "SELECT running AND pid <> $pid FROM softmobile.worker_status()");
+	return;
+}
+
 # What the next POST carries is gathered while the branch is not active.
 sub in_one_go
 {
@@ -211,9 +222,7 @@ $shop->sql("ALTER DATABASE postgres SET softmobile.central_url = '" . $third->ur
 $third->wait_for_events(1);
 is(subjects($third), 'S-4', 'ALTER DATABASE SET softmobile.central_url is obeyed');
 $shop->drains('all is sent');
-my $pid = $shop->worker_pid;
-$shop->sql('ALTER DATABASE postgres RESET softmobile.central_url');
-$node->poll_query_until('postgres', "SELECT running AND pid <> $pid FROM softmobile.worker_status()");
+alter_database('RESET softmobile.central_url');
 
 # One dead central server does not delay another branch's
 
@@ -231,8 +240,8 @@ $shop->drains('when it is back, it gets its events', 2);
 # Rows that were there before
 
 $shop->sql(q{CREATE TABLE device (id int PRIMARY KEY, name text);
-	INSERT INTO device SELECT i, 'device ' || i FROM generate_series(1, 1000) i;
-	ALTER DATABASE postgres SET softmobile.branch_id = '1'});
+	INSERT INTO device SELECT i, 'device ' || i FROM generate_series(1, 1000) i});
+alter_database(q{SET softmobile.branch_id = '1'});
 $central->forget_requests;
 $shop->sql(q{SELECT softmobile.attach('device', 'device', priority => 'HIGH', initial => 'snapshot')});
 $shop->comes_to("SELECT count(*) FROM softmobile.sync_outbox WHERE entity_type = 'device' AND branch_id = '1'", 1000,

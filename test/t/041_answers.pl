@@ -99,10 +99,10 @@ foreach my $fault (@faults)
 	my ($name, undef, $took) = @$fault;
 	my $central = $central{$name};
 
+	$central->drop_connections;
 	$central->answer('receipt');
 	$central->listen;
 	$shop->sql("SELECT softmobile.register_branch('$name', '$name', '" . $central->url . "')") if $name eq 'no name';
-	$central->drop_connections;
 }
 foreach my $fault (@faults)
 {
