@@ -110,8 +110,12 @@ foreach my $fault (@faults)
 	my $central = $central{$name};
 
 	$shop->drains("$name: arrives when that is over", $name);
-	is(join(' ', map { "$_->{subject} $_->{type}" =~ s{^.*/(.) softmobile.sale.}{$1 }r } $central->events),
-		'1 insert 2 insert 1 update', "$name: once in effect, in order");
+	my @came = map { "$_->{subject} $_->{type}" =~ s{^.*/(.) softmobile.sale.}{$1 }r } $central->events;
+
+	# While a batch is being bisected central may change its mind: other entities can overtake then.
+	@came = sort { substr($a, 0, 1) <=> substr($b, 0, 1) } @came if $name =~ /^http (400|422)$/;
+	my @expected = $name =~ /^http (400|422)$/ ? ('1 insert', '1 update', '2 insert') : ('1 insert', '2 insert', '1 update');
+	is_deeply(\@came, \@expected, "$name: once in effect, in order");
 	if ($took)
 	{
 		cmp_ok($central->duplicates, '>=', 3, "$name: what central had already is known as duplicate");
