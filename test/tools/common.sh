@@ -1,6 +1,13 @@
+# shellcheck shell=bash
 # common.sh: what the machine goals share. Sourced, with `set -euo pipefail` in force.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+# Nobody's own settings reach the servers and clients in here; the copies are readable whatever the caller's umask.
+for name in "${!PG@}"; do [ "$name" = PG_CONFIG ] || unset "$name"; done
+unset TMPDIR
+export LC_ALL=C.UTF-8
+umask 022
 
 # PostgreSQL refuses to run as root: servers and tests run as this user.
 if [ "$(id -u)" = 0 ]; then run_as=postgres; else run_as=$(id -un); fi
@@ -21,52 +28,84 @@ say()
 	printf '== %s\n' "$*"
 }
 
-# make_workspace NAME: a temporary directory of the user's, in $work; removed at exit with the servers in it.
+# make_workspace NAME: a temporary directory of the user's, in $work and entered (the caller's own may be closed to the user);
+# removed at exit with everything that runs in it.
 make_workspace()
 {
 	work=$(mktemp -d "/tmp/softmobile-$1.XXXXXX")
+	chmod 755 "$work"
 	chown "$run_as" "$work"
+	cd "$work"
 	trap remove_workspace EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
 }
 
+# Servers end in order, so that they give their shared memory back; what else still lives in the workspace is killed.
 remove_workspace()
 {
-	local pidfile
-	for pidfile in "$work"/*/postmaster.pid; do
-		[ -e "$pidfile" ] && as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null 2>&1 || true
-	done
-	[ -n "${SM_KEEP_WORK:-}" ] || rm -rf "$work"
+	local pidfile link
+	trap - EXIT
+	cd /
+	jobs -rp | xargs -r kill -9
+	[ -z "${SM_KEEP_WORK:-}" ] || { printf 'kept: %s\n' "$work"; return; }
+	for link in /proc/[0-9]*/cwd; do
+		case $(readlink "$link" || true) in
+		"$work"/tree*) stop_process "${link#/proc/}" ;;
+		esac
+	done 2>/dev/null
+	while read -r pidfile; do
+		as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null 2>&1 || true
+	done < <(find "$work" -name postmaster.pid)
+	for link in /proc/[0-9]*/cwd; do
+		case $(readlink "$link" || true) in
+		"$work" | "$work"/*) stop_process "${link#/proc/}" ;;
+		esac
+	done 2>/dev/null
+	rm -rf "$work"
+}
+
+stop_process()
+{
+	kill -9 "${1%/cwd}" || true
 }
 
 # private_postgres: a copy of the installed PostgreSQL below $work, so that nothing on the machine is changed.
 # Its programs find their files relative to themselves. Sets $bin and $pg_config.
 private_postgres()
 {
-	local config=${PG_CONFIG:-pg_config} prefix dir
+	local config=${PG_CONFIG:-pg_config} dir path
 	for dir in --bindir --sharedir --pkglibdir; do
-		prefix=$("$config" $dir)
-		[ "$dir" = --bindir ] && prefix=$(dirname "$prefix")
-		mkdir -p "$work/root$(dirname "$prefix")"
-		[ -e "$work/root$prefix" ] || cp -a "$prefix" "$work/root$prefix"
+		path=$("$config" $dir)
+		[ "$dir" = --bindir ] && path=$(dirname "$path")
+		mkdir -p "$work/root$(dirname "$path")"
+		[ -e "$work/root$path" ] || cp -a "$path" "$work/root$path"
 	done
 	bin=$work/root$("$config" --bindir)
 	pg_config=$bin/pg_config
 	for dir in --includedir --libdir; do
-		prefix=$("$config" $dir)
-		[ -e "$work/root$prefix" ] || { mkdir -p "$work/root$(dirname "$prefix")"; ln -s "$prefix" "$work/root$prefix"; }
+		path=$("$config" $dir)
+		[ -e "$work/root$path" ] || { mkdir -p "$work/root$(dirname "$path")"; ln -s "$path" "$work/root$path"; }
 	done
+	[ "$("$pg_config" --sharedir)" = "$work/root$("$config" --sharedir)" ] ||
+		{ echo "This PostgreSQL cannot be copied: $("$pg_config" --sharedir)" >&2; return 1; }
 }
 
-# private_build: the tree, built and installed into the private PostgreSQL; the copy is in $tree.
+# private_build [VARIABLE=VALUE...]: the tree, built and installed into the private PostgreSQL; the copy is in $tree.
 private_build()
 {
+	local -a make
 	tree=$work/tree
 	mkdir "$tree"
-	(cd "$top" && tar -cf - --exclude=.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' .) | tar -xf - -C "$tree"
-	make -s -C "$tree" PG_CONFIG="$pg_config" with_llvm=no "$@" all >"$work/build.log" 2>&1 ||
-		{ cat "$work/build.log"; return 1; }
-	make -s -C "$tree" PG_CONFIG="$pg_config" with_llvm=no install >"$work/install.log" 2>&1 ||
-		{ cat "$work/install.log"; return 1; }
+	(cd "$top" && tar -cf - --exclude=.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./tmp_check --exclude=./results .) |
+		tar -xf - -C "$tree" --no-same-owner
+	make=(make -s PG_CONFIG="$pg_config" with_llvm=no "$@")
+	"${make[@]}" -C "$tree" -j"$(nproc)" all >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+	"${make[@]}" -C "$tree" install >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+	for module in "$tree"/test/modules/*/; do
+		[ -e "$module/Makefile" ] || continue
+		"${make[@]}" -C "$module" all >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+	done
 	chown -R "$run_as" "$tree"
 }
 
@@ -75,7 +114,8 @@ start_server()
 {
 	local name=$1 port=$2 setting
 	shift 2
-	as_user "$bin/initdb" -D "$work/$name" -U postgres -A trust -E UTF8 --locale=C.UTF-8 >"$work/$name.initdb.log" 2>&1
+	as_user "$bin/initdb" -D "$work/$name" -U postgres -A trust -E UTF8 --locale=C.UTF-8 >"$work/$name.initdb" 2>&1 ||
+		{ cat "$work/$name.initdb"; return 1; }
 	{
 		printf "port = %s\nlisten_addresses = ''\nunix_socket_directories = '%s'\n" "$port" "$work"
 		for setting in "$@"; do printf '%s\n' "$setting"; done
