@@ -48,12 +48,12 @@ remove_workspace()
 	trap - EXIT
 	cd /
 	jobs -rp | xargs -r kill -9
-	[ -z "${SM_KEEP_WORK:-}" ] || { printf 'kept: %s\n' "$work"; return; }
+	exec 2>/dev/null
 	for link in /proc/[0-9]*/cwd; do
 		case $(readlink "$link" || true) in
 		"$work"/tree*) stop_process "${link#/proc/}" ;;
 		esac
-	done 2>/dev/null
+	done
 	while read -r pidfile; do
 		as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null 2>&1 || true
 	done < <(find "$work" -name postmaster.pid)
@@ -61,8 +61,8 @@ remove_workspace()
 		case $(readlink "$link" || true) in
 		"$work" | "$work"/*) stop_process "${link#/proc/}" ;;
 		esac
-	done 2>/dev/null
-	rm -rf "$work"
+	done
+	if [ -n "${SM_KEEP_WORK:-}" ]; then printf 'kept: %s\n' "$work"; else rm -rf "$work"; fi
 }
 
 stop_process()
