@@ -47,8 +47,8 @@ remove_workspace()
 	local pidfile link
 	trap - EXIT
 	cd /
-	jobs -rp | xargs -r kill -9
 	exec 2>/dev/null
+	jobs -rp | xargs -r kill -9
 	for link in /proc/[0-9]*/cwd; do
 		case $(readlink "$link" || true) in
 		"$work"/tree*) stop_process "${link#/proc/}" ;;
