@@ -505,6 +505,9 @@ SELECT pg_stat_force_next_flush();
 SELECT toast_blks_hit + toast_blks_read + tidx_blks_hit + tidx_blks_read
 FROM pg_statio_user_tables WHERE relname = 'untouched';
 };
+# A session's counts are there only after it has ended, which psql does not wait for.
+$node->poll_query_until('postgres',
+	q{SELECT toast_blks_hit + toast_blks_read > 0 FROM pg_statio_user_tables WHERE relname = 'untouched'});
 my ($before) = sql($toast_reads) =~ /(\d+)$/;
 my ($stdout, $notices);
 $node->psql('postgres', 'UPDATE untouched SET id = id + 1',
