@@ -126,3 +126,39 @@ SELECT softmobile.attach('party', 'party');
 SELECT softmobile.detach('person');
 INSERT INTO person VALUES (15, 'o');
 SELECT op, entity, id FROM fresh();
+
+-- the owner of an attached table, who is no superuser, goes on making partitions and altering it
+CREATE ROLE regress_owner;
+CREATE ROLE regress_heir;
+GRANT ALL ON SCHEMA shop TO regress_owner, regress_heir;
+CREATE FUNCTION may_execute() RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(a.grantee::regrole || ' ' || p.proname, ', ' ORDER BY a.grantee::regrole::text, p.proname) FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) AS a
+	WHERE p.oid IN ('softmobile.capture()'::regprocedure, 'softmobile.refuse_truncate()'::regprocedure) AND a.grantee <> p.proowner
+$$;
+SET ROLE regress_owner;
+CREATE TABLE owned (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+RESET ROLE;
+SELECT softmobile.attach('owned', 'owned');
+SET ROLE regress_owner;
+CREATE TABLE owned_1 PARTITION OF owned FOR VALUES FROM (0) TO (10);
+CREATE TABLE owned_2 (LIKE owned INCLUDING ALL);
+ALTER TABLE owned ATTACH PARTITION owned_2 FOR VALUES FROM (10) TO (20);
+ALTER TABLE owned RENAME id TO number;
+INSERT INTO owned VALUES (1), (11);
+SELECT state, message FROM failure('TRUNCATE owned_2');
+RESET ROLE;
+SELECT op, id FROM fresh();
+SELECT may_execute();
+-- the right follows the owner, and ends with the last of his attached tables
+ALTER TABLE owned OWNER TO regress_heir;
+SELECT may_execute();
+ALTER TABLE owned_1 OWNER TO regress_heir;
+ALTER TABLE owned_2 OWNER TO regress_heir;
+SELECT may_execute();
+SET ROLE regress_heir;
+CREATE TABLE owned_3 PARTITION OF owned FOR VALUES FROM (20) TO (30);
+DROP TABLE owned;
+RESET ROLE;
+SELECT may_execute();
+REVOKE ALL ON SCHEMA shop FROM regress_owner, regress_heir;
+DROP ROLE regress_owner, regress_heir;

@@ -97,6 +97,24 @@ SELECT softmobile.detach('old');
 SELECT count(*) FROM softmobile.outbox_snapshot;
 ROLLBACK;
 
+-- as the table's owner, for a column's type may have a cast to json, and that is the owner's code
+CREATE ROLE regress_owner;
+BEGIN;
+GRANT ALL ON SCHEMA shop TO regress_owner;
+SET ROLE regress_owner;
+CREATE TYPE spy AS ENUM ('x');
+CREATE FUNCTION spy_json(spy) RETURNS json LANGUAGE sql AS 'SELECT to_json(current_user)';
+CREATE CAST (spy AS json) WITH FUNCTION spy_json(spy);
+CREATE TABLE spied (id integer PRIMARY KEY, s spy);
+INSERT INTO spied VALUES (1, 'x');
+RESET ROLE;
+SELECT softmobile.attach('spied', 'spied', initial => 'snapshot');
+SELECT softmobile.snapshot_step(1) \g /dev/null
+SELECT op, payload, actor = current_user AS mine FROM events WHERE entity = 'spied';
+SELECT current_user = session_user AS myself_again;
+ROLLBACK;
+DROP ROLE regress_owner;
+
 -- calls that change the queue, without a worker that would have anything to do
 SELECT softmobile.requeue_failed_outbox_entries(), softmobile.requeue_failed_outbox_entries('S1', '0'), softmobile.resend('S1', 'high', '{[1,5]}', 'lost at headquarters');
 SELECT c.n, f.* FROM unnest(ARRAY[

@@ -498,6 +498,8 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 	ItemPointerData last;
 	int64		events = 0;
 	int			nest;
+	Oid			caller_id;
+	int			caller_context;
 
 	/* The worker has other things to do than to wait for somebody's DDL. */
 	if (!ConditionalLockRelationOid(PG_GETARG_OID(0), AccessShareLock))
@@ -511,6 +513,10 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 		table_close(table, NoLock);
 		PG_RETURN_INT64(0);
 	}
+
+	/* A column's type may have a cast to json, and that is code of the application's. */
+	GetUserIdAndSecContext(&caller_id, &caller_context);
+	SetUserIdAndSecContext(table->rd_rel->relowner, caller_context | SECURITY_RESTRICTED_OPERATION);
 
 	slot = table_slot_create(table, NULL);
 	nest = sm_encode_begin_settings(captured->encoder);
@@ -529,6 +535,7 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 	table_endscan(scan);
 	sm_encode_end_settings(nest);
 	ExecDropSingleTupleTableSlot(slot);
+	SetUserIdAndSecContext(caller_id, caller_context);
 	table_close(table, NoLock);
 	PG_RETURN_INT64(events);
 }

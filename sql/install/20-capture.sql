@@ -311,6 +311,41 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.cover(regclass) IS 'Internal: creates the missing triggers on an attached table, its partitions and inheritance children.';
 
+CREATE FUNCTION softmobile.grant_triggers() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	command text;
+BEGIN
+	FOR locked IN 0..1 LOOP
+		FOR command IN
+			WITH owner (role) AS (
+				SELECT DISTINCT c.relowner
+				FROM softmobile.captured_table t CROSS JOIN LATERAL softmobile.tree_of(t.relation) AS tree
+					JOIN pg_class c ON c.oid = tree JOIN pg_roles r ON r.oid = c.relowner
+				WHERE NOT r.rolsuper),
+			holder (role) AS (
+				SELECT DISTINCT a.grantee
+				FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) AS a
+				WHERE p.oid IN ('softmobile.capture()'::regprocedure, 'softmobile.refuse_truncate()'::regprocedure) AND a.grantee <> p.proowner)
+			SELECT format(CASE WHEN o.role IS NULL THEN 'REVOKE EXECUTE ON FUNCTION %s FROM %I' ELSE 'GRANT EXECUTE ON FUNCTION %s TO %I' END,
+				'softmobile.capture(), softmobile.refuse_truncate()', pg_get_userbyid(coalesce(o.role, h.role)))
+			FROM owner o FULL JOIN holder h USING (role)
+			WHERE o.role IS NULL OR h.role IS NULL
+		LOOP
+			IF locked = 0 THEN
+				-- Two that change one function's rights at once would fail; the second looks again.
+				PERFORM pg_advisory_xact_lock(softmobile.branch_lock_class(), 0);
+				EXIT;
+			END IF;
+			EXECUTE command;
+		END LOOP;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION softmobile.grant_triggers() IS
+'Internal: lets the owners of attached tables execute the trigger functions, and nobody else. PostgreSQL gives a new partition its parent''s trigger with the rights of the partition''s creator. Called whenever that may have changed, but for REASSIGN OWNED, after which any ALTER TABLE of an attached table does it.';
+
 CREATE FUNCTION softmobile.attach(
 	"table" regclass,
 	entity_type text,
@@ -450,6 +485,7 @@ BEGIN
 		coalesce(require_reason, true), numbers, softmobile.calling_role());
 	PERFORM softmobile.captures_changed();
 	PERFORM softmobile.cover("table");
+	PERFORM softmobile.grant_triggers();
 
 	IF initial = 'snapshot' THEN
 		INSERT INTO softmobile.outbox_snapshot (relation, end_block, root, branch_id, actor, reason)
@@ -496,6 +532,7 @@ BEGIN
 	FOR still IN SELECT softmobile.roots_of(ARRAY(SELECT tree::oid FROM softmobile.tree_of("table") AS tree)) LOOP
 		PERFORM softmobile.cover(still);
 	END LOOP;
+	PERFORM softmobile.grant_triggers();
 	PERFORM softmobile.record_audit('detach', NULL, softmobile.current_reason(), NULL, NULL,
 		jsonb_build_object('table', "table"::text), softmobile.calling_role());
 END
@@ -509,6 +546,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	root regclass;
+	concerned boolean := false;
 BEGIN
 	FOR root IN
 		SELECT softmobile.roots_of(ARRAY(SELECT d.objid FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass))
@@ -517,12 +555,16 @@ BEGIN
 		SELECT c.relation FROM softmobile.captured_table c JOIN pg_class t ON t.oid = c.relation AND t.reloftype <> 0
 		WHERE tg_tag = 'ALTER TYPE'
 	LOOP
+		concerned := true;
 		PERFORM softmobile.follow_renames(root);
 		-- In a restore it has no trigger until the dump creates those of all tables.
 		IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = root AND g.tgfoid = 'softmobile.capture()'::regprocedure) THEN
 			PERFORM softmobile.cover(root);
 		END IF;
 	END LOOP;
+	IF concerned THEN
+		PERFORM softmobile.grant_triggers();
+	END IF;
 	-- Tables may have left the tree of an attached one; nothing says which.
 	IF tg_tag = 'ALTER TABLE' AND EXISTS (SELECT FROM softmobile.captured_table) THEN
 		PERFORM softmobile.captures_changed();
@@ -604,6 +646,9 @@ BEGIN
 		DELETE FROM softmobile.outbox_snapshot s WHERE s.root = gone;
 		PERFORM softmobile.captures_changed();
 	END LOOP;
+	IF FOUND THEN
+		PERFORM softmobile.grant_triggers();
+	END IF;
 	DELETE FROM softmobile.outbox_snapshot s
 	USING pg_event_trigger_dropped_objects() d
 	WHERE d.classid = 'pg_class'::regclass AND d.objid = s.relation AND d.objsubid = 0;
