@@ -251,20 +251,3 @@ sm_outbox_keep_house(void)
 	sm_query_run(&segments, &args);
 	sm_query_run(&lanes, NULL);
 }
-
-/* Changes when a setting of ours is changed for this database or this role. */
-int64
-sm_outbox_settings_digest(void)
-{
-	static SmQuery query = {
-		"SELECT hashtextextended(coalesce(string_agg(s.setdatabase || ' ' || s.setrole || ' ' || c.setting, '' ORDER BY s.setrole, s.setdatabase, c.setting), ''), 0)"
-		" FROM pg_catalog.pg_db_role_setting s, unnest(s.setconfig) AS c (setting)"
-		" WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()))"
-		" AND s.setrole IN (0, $1) AND c.setting LIKE 'softmobile.%'", 1, {OIDOID}
-	};
-	SmArgs		args = {0};
-
-	sm_args_datum(&args, ObjectIdGetDatum(GetUserId()));
-	sm_query_run(&query, &args);
-	return sm_row_int8(0, 1);
-}

@@ -9,7 +9,9 @@
  * the bootstrap superuser, reads pg_extension and pg_authid, leaves its verdict in
  * shared memory and ends.  The worker then connects as the role that the probe
  * found, softmobile.worker_role or the extension's owner, and never was, nor can
- * become, anybody else.
+ * become, anybody else.  The probe also notes the settings of the database and the
+ * role: a session reads them once, when it connects, and later ones must not be
+ * taken for those.
  *
  * The probe runs none of the database's code.
  */
@@ -23,9 +25,12 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -33,6 +38,8 @@
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -40,6 +47,9 @@
 #include "compat.h"
 #include "guc.h"
 #include "process.h"
+
+/* What the probe found; the settings that this worker connected with. */
+static SmProbed probed = {0};
 
 /* Every message of the process says which database it is about. */
 static void
@@ -50,7 +60,7 @@ add_context(void *arg)
 
 /* Install signal handlers, take over the slot; ends the process if it is void. */
 static Oid
-attach_process(Datum main_arg, Oid *role)
+attach_process(Datum main_arg)
 {
 	static ErrorContextCallback context = {.callback = add_context};
 	uint32		generation;
@@ -64,7 +74,7 @@ attach_process(Datum main_arg, Oid *role)
 	error_context_stack = &context;
 
 	memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
-	if (!sm_shmem_worker_attach(DatumGetInt32(main_arg), generation, &dbid, role))
+	if (!sm_shmem_worker_attach(DatumGetInt32(main_arg), generation, &dbid, &probed))
 		proc_exit(0);
 	return dbid;
 }
@@ -94,6 +104,48 @@ lookup_extension(Oid *owner)
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return extension;
+}
+
+/* Changes with the settings of ours that a session of the role begins with here. */
+static uint64
+digest_settings(Oid role)
+{
+	uint64		digest = 0;
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	/* Through the index: always in the same order. */
+	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_db_role_setting form = (Form_pg_db_role_setting) GETSTRUCT(tuple);
+		Oid			whose[2] = {form->setdatabase, form->setrole};
+		bool		is_null;
+		Datum		config;
+		Datum	   *settings;
+		int			n;
+
+		if ((OidIsValid(whose[0]) && whose[0] != MyDatabaseId) || (OidIsValid(whose[1]) && whose[1] != role))
+			continue;
+		config = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig, RelationGetDescr(rel), &is_null);
+		if (is_null)
+			continue;
+		deconstruct_array(DatumGetArrayTypeP(config), TEXTOID, -1, false, TYPALIGN_INT, &settings, NULL, &n);
+		for (int i = 0; i < n; i++)
+		{
+			char	   *setting = TextDatumGetCString(settings[i]);
+
+			if (strncmp(setting, SM_EXTENSION_NAME ".", sizeof(SM_EXTENSION_NAME)) != 0)
+				continue;
+			digest = hash_bytes_extended((unsigned char *) whose, sizeof(whose), digest);
+			digest = hash_bytes_extended((unsigned char *) setting, strlen(setting), digest);
+		}
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return digest;
 }
 
 /* Can the worker of this database run, and as whom? */
@@ -152,7 +204,7 @@ softmobile_probe_main(Datum main_arg)
 {
 	Oid			owner;
 	Oid			role = InvalidOid;
-	Oid			dbid = attach_process(main_arg, &role);
+	Oid			dbid = attach_process(main_arg);
 	SmVerdict	verdict = SM_VERDICT_NO_EXTENSION;
 	SmVerdict	previous;
 
@@ -162,7 +214,8 @@ softmobile_probe_main(Datum main_arg)
 	StartTransactionCommand();
 	if (OidIsValid(lookup_extension(&owner)))
 		verdict = judge_role(owner, &role);
-	previous = sm_shmem_worker_verdict(verdict, role);
+	probed = (SmProbed) {role, digest_settings(role)};
+	previous = sm_shmem_worker_verdict(verdict, &probed);
 	if (verdict != SM_VERDICT_NO_EXTENSION && verdict != SM_VERDICT_FIT &&
 		verdict != previous)
 		complain(verdict, role);
@@ -179,14 +232,13 @@ Oid
 sm_process_join(Datum main_arg)
 {
 	Oid			owner;
-	Oid			role;
-	Oid			dbid = attach_process(main_arg, &role);
+	Oid			dbid = attach_process(main_arg);
 	Oid			extension;
 
 	/* An invalid role would mean the bootstrap superuser. */
-	if (!OidIsValid(role))
+	if (!OidIsValid(probed.role))
 		elog(ERROR, "softmobile worker was started without a role");
-	BackgroundWorkerInitializeConnectionByOid(dbid, role, 0);
+	BackgroundWorkerInitializeConnectionByOid(dbid, probed.role, 0);
 	CHECK_FOR_INTERRUPTS();
 
 	StartTransactionCommand();
@@ -195,6 +247,12 @@ sm_process_join(Datum main_arg)
 	if (!OidIsValid(extension))
 		sm_process_leave(SM_VERDICT_NO_EXTENSION);
 	return extension;
+}
+
+bool
+sm_process_settings_changed(void)
+{
+	return digest_settings(probed.role) != probed.settings;
 }
 
 bool
@@ -207,6 +265,6 @@ sm_process_extension_stands(Oid extension)
 void
 sm_process_leave(SmVerdict verdict)
 {
-	(void) sm_shmem_worker_verdict(verdict, InvalidOid);
+	(void) sm_shmem_worker_verdict(verdict, NULL);
 	proc_exit(0);
 }

@@ -14,6 +14,9 @@
 /* Worker: attach and connect; returns the extension's OID or does not return. */
 extern Oid	sm_process_join(Datum main_arg);
 
+/* Worker: have settings of the database or the role changed since it connected? */
+extern bool sm_process_settings_changed(void);
+
 /*
  * Worker, first in each transaction: true, and the extension cannot be dropped or
  * replaced before the transaction ends; false, and the process should leave.

@@ -64,7 +64,7 @@ typedef struct SmSlot
 	bool		reported;		/* the latest process has set the verdict */
 	bool		poked;			/* the launcher shall look at this database */
 	int			holders;		/* commands that need the database to themselves */
-	Oid			role;			/* role of the worker, from the probe */
+	SmProbed	probed;			/* from the latest probe */
 	SmVerdict	verdict;		/* of the latest process that gave one */
 	TimestampTz started_at;		/* when proc attached */
 } SmSlot;
@@ -351,7 +351,7 @@ fill_info(const SmSlot *slot, SmWorkerInfo *info)
 	info->held = slot->holders > 0;
 	info->poked = slot->poked;
 	info->pid = slot->pid;
-	info->role = slot->role;
+	info->role = slot->probed.role;
 	info->verdict = slot->verdict;
 	info->started_at = slot->started_at;
 }
@@ -465,7 +465,7 @@ sm_shmem_wait_left(Oid dbid, TimestampTz deadline)
 
 /*
  * Take over the slot that the launcher filled for this process.  dbid is its
- * database, role what the latest probe said.  False: this start has been called
+ * database, probed what the latest probe said.  False: this start has been called
  * off; exit then.
  *
  * Call before connecting to the database, so that the exit callback runs after
@@ -473,7 +473,7 @@ sm_shmem_wait_left(Oid dbid, TimestampTz deadline)
  * CountOtherDBBackends() not to find it either.
  */
 bool
-sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, Oid *role)
+sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, SmProbed *probed)
 {
 	SmSlot	   *slot = &shared->slots[slotno];
 	bool		attached = false;
@@ -489,7 +489,7 @@ sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, Oid *role)
 		pg_atomic_exchange_u32(&slot->work, 0);
 		my_slot = slot;
 		*dbid = slot->dbid;
-		*role = slot->role;
+		*probed = slot->probed;
 		attached = true;
 	}
 	LWLockRelease(lock);
@@ -535,16 +535,16 @@ sm_shmem_worker_ready(void)
 	ConditionVariableBroadcast(&shared->changed);
 }
 
-/* Say what the database is fit for; returns what was said last. */
+/* Say what the database is fit for, a probe with its findings; returns what was said last. */
 SmVerdict
-sm_shmem_worker_verdict(SmVerdict verdict, Oid role)
+sm_shmem_worker_verdict(SmVerdict verdict, const SmProbed *probed)
 {
 	SmVerdict	previous;
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	previous = my_slot->verdict;
 	my_slot->verdict = verdict;
-	my_slot->role = role;
+	my_slot->probed = probed ? *probed : (SmProbed) {0};
 	my_slot->reported = true;
 	LWLockRelease(lock);
 	return previous;

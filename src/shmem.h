@@ -25,6 +25,13 @@ typedef enum SmVerdict
 	SM_VERDICT_ROLE_NO_CONNECT	/* the role may not connect to the database */
 } SmVerdict;
 
+/* What a probe found, for the worker that follows it. */
+typedef struct SmProbed
+{
+	Oid			role;			/* to connect as */
+	uint64		settings;		/* digest of the settings that it will connect with */
+} SmProbed;
+
 typedef struct SmWorkerInfo
 {
 	bool		attached;		/* a process (probe or worker) is there */
@@ -63,9 +70,9 @@ extern bool sm_shmem_wait_left(Oid dbid, TimestampTz deadline);
 extern bool sm_shmem_take_work(void);
 
 /* Processes of a database, from their start to their end (launcher.c). */
-extern bool sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, Oid *role);
+extern bool sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, SmProbed *probed);
 extern void sm_shmem_worker_ready(void);
-extern SmVerdict sm_shmem_worker_verdict(SmVerdict verdict, Oid role);
+extern SmVerdict sm_shmem_worker_verdict(SmVerdict verdict, const SmProbed *probed);
 
 /* The launcher. */
 extern void sm_shmem_launcher_attach(void);

@@ -92,22 +92,18 @@ reload_settings(void)
 static void
 check_settings(void)
 {
-	static bool known = false;
-	static int64 digest;
-	int64		now;
+	bool		changed;
 
 	if (!sm_outbox_begin(extension))
 		sm_process_leave(SM_VERDICT_LEFT);
-	now = sm_outbox_settings_digest();
+	changed = sm_process_settings_changed();
 	sm_outbox_commit();
-	if (known && now != digest)
+	if (changed)
 	{
 		ereport(LOG,
 				(errmsg("softmobile: settings of the database have changed, the worker starts anew")));
 		sm_process_leave(SM_VERDICT_LEFT);
 	}
-	digest = now;
-	known = true;
 }
 
 /* Opens and empties segments of the log; somebody reading one postpones that. */

@@ -85,6 +85,22 @@ $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 10000)");
 isnt(worker_pid('shop1'), $pid, 'a terminated worker is started again');
 is(worker_pid('shop2'), $other_pid, '... and the other one did not notice');
 
+# Settings change just after the worker has read them, before it can look for changes
+
+my $busy = $node->background_psql('shop1');
+$busy->query_safe('BEGIN; LOCK TABLE softmobile.sync_session');
+$node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . worker_pid('shop1') . ', 10000)');
+my $starting = "FROM pg_stat_activity WHERE backend_type = 'softmobile worker' AND datname = 'shop1' AND wait_event_type = 'Lock'";
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 $starting"), 'a worker starts');
+$pid = $node->safe_psql('postgres', "SELECT pid $starting");
+$node->safe_psql('postgres', "ALTER DATABASE shop1 SET softmobile.branch_id = 'late'");
+$busy->query_safe('COMMIT');
+$busy->quit;
+worker_leaves($pid, 'settings that it has not read: the worker starts anew');
+$pid = worker_pid('shop1');
+$node->safe_psql('postgres', "ALTER DATABASE shop1 RESET softmobile.branch_id");
+worker_leaves($pid, '... and again when they are reset');
+
 # The extension goes, in two ways, and comes again
 
 $pid = worker_pid('shop1');
