@@ -1,19 +1,22 @@
--- Rows of the branch (through the foreign data wrapper) beside central's, table by table. Run at the central server.
--- Every row is compared whole; differing rows are counted.
-WITH branch_rows (tabla, entity_type, entity_id, row) AS (
-	SELECT 'ventas', 'sale', id::text, to_jsonb(t) FROM shop.ventas t
-	UNION ALL SELECT 'detalle_ventas', 'sale_line', id::text, to_jsonb(t) FROM shop.detalle_ventas t
-	UNION ALL SELECT 'inventory_movements', 'inventory_movement', id::text, to_jsonb(t) FROM shop.inventory_movements t
-	UNION ALL SELECT 'devices', 'device', id::text, to_jsonb(t) FROM shop.devices t
-	UNION ALL SELECT 'clientes', 'customer', id::text, to_jsonb(t) FROM shop.clientes t
-	UNION ALL SELECT 'sale_returns', 'sale_return', id::text, to_jsonb(t) FROM shop.sale_returns t
-	UNION ALL SELECT 'repair_orders', 'repair_order', id::text, to_jsonb(t) FROM shop.repair_orders t
+-- At central: the branch's rows (through the foreign data wrapper) beside the projection, each compared whole, counted by table.
+CREATE VIEW shop.compared AS
+WITH branch_rows (entity_type, "table", entity_id, row) AS (
+	SELECT 'sale', 'ventas', id::text, to_jsonb(t) FROM shop.ventas AS t
+	UNION ALL SELECT 'sale_line', 'detalle_ventas', id::text, to_jsonb(t) FROM shop.detalle_ventas AS t
+	UNION ALL SELECT 'inventory_movement', 'inventory_movements', id::text, to_jsonb(t) FROM shop.inventory_movements AS t
+	UNION ALL SELECT 'device', 'devices', id::text, to_jsonb(t) FROM shop.devices AS t
+	UNION ALL SELECT 'customer', 'clientes', id::text, to_jsonb(t) FROM shop.clientes AS t
+	UNION ALL SELECT 'sale_return', 'sale_returns', id::text, to_jsonb(t) FROM shop.sale_returns AS t
+	UNION ALL SELECT 'repair_order', 'repair_orders', id::text, to_jsonb(t) FROM shop.repair_orders AS t
+	UNION ALL SELECT 'transfer_order', 'transfer_orders', id::text, to_jsonb(t) FROM shop.transfer_orders AS t
 ), central_rows AS (
-	SELECT entity_type, entity_id, row::jsonb AS row FROM softmobile.central_projection WHERE branch_id = 'norte' AND NOT deleted
+	SELECT p.entity_type, p.entity_id, p.row FROM softmobile.central_projection AS p WHERE p.branch_id = 'norte' AND NOT p.deleted
 )
-SELECT coalesce(b.tabla, c.entity_type) AS "table", count(b.row) AS branch, count(c.row) AS central,
-	count(*) FILTER (WHERE b.row IS DISTINCT FROM c.row) AS different,
-	to_char(sum((b.row ->> 'total')::numeric), 'FM999,999,999,990.00') AS "branch total",
-	to_char(sum((c.row ->> 'total')::numeric), 'FM999,999,999,990.00') AS "central total"
-FROM branch_rows b FULL JOIN central_rows c USING (entity_type, entity_id)
-GROUP BY 1 ORDER BY 1;
+SELECT coalesce(b."table", c.entity_type) AS "table", b.row AS branch, c.row AS central
+FROM branch_rows AS b FULL JOIN central_rows AS c USING (entity_type, entity_id);
+
+\pset footer off
+SELECT "table", count(branch) AS branch, count(central) AS central, count(*) FILTER (WHERE branch IS DISTINCT FROM central) AS different,
+	to_char(sum((branch ->> 'total')::numeric), 'FM999,999,999,990.00') AS "branch total",
+	to_char(sum((central ->> 'total')::numeric), 'FM999,999,999,990.00') AS "central total"
+FROM shop.compared GROUP BY 1 ORDER BY 1;
