@@ -44,30 +44,22 @@ make_workspace()
 # Servers end in order, so that they give their shared memory back; what else still lives in the workspace is killed.
 remove_workspace()
 {
-	local pidfile link
+	local pid pidfile link
 	trap - EXIT
+	set +e
 	cd /
 	exec 2>/dev/null
-	jobs -rp | xargs -r kill -9
+	for pid in $(jobs -rp); do kill -9 "$pid"; done
 	for link in /proc/[0-9]*/cwd; do
-		case $(readlink "$link" || true) in
-		"$work"/tree*) stop_process "${link#/proc/}" ;;
-		esac
+		[[ $(readlink "$link") == "$work"/tree* ]] && kill -9 "$(basename "${link%/cwd}")"
 	done
 	while read -r pidfile; do
-		as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null 2>&1 || true
+		as_user "$bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate stop >/dev/null
 	done < <(find "$work" -name postmaster.pid)
 	for link in /proc/[0-9]*/cwd; do
-		case $(readlink "$link" || true) in
-		"$work" | "$work"/*) stop_process "${link#/proc/}" ;;
-		esac
+		[[ $(readlink "$link")/ == "$work"/* ]] && kill -9 "$(basename "${link%/cwd}")"
 	done
 	if [ -n "${SM_KEEP_WORK:-}" ]; then printf 'kept: %s\n' "$work"; else rm -rf "$work"; fi
-}
-
-stop_process()
-{
-	kill -9 "${1%/cwd}" || true
 }
 
 # private_postgres: a copy of the installed PostgreSQL below $work, so that nothing on the machine is changed.
