@@ -35,7 +35,6 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/pg_locale.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
@@ -375,7 +374,7 @@ sm_encode_begin_settings(const SmEncoder *enc)
 	{
 		const char *found = GetConfigOptionResetString("lc_monetary");
 
-		if (found != NULL && strcmp(found, locale_monetary) != 0)
+		if (found != NULL && strcmp(found, GetConfigOption("lc_monetary", false, false)) != 0)
 			fix_setting(&nest, "lc_monetary", found);
 	}
 

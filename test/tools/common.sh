@@ -35,7 +35,7 @@ make_workspace()
 	work=$(mktemp -d "/tmp/softmobile-$1.XXXXXX")
 	chmod 755 "$work"
 	chown "$run_as" "$work"
-	cd "$work"
+	cd "$work" || exit
 	trap remove_workspace EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
