@@ -84,6 +84,11 @@ $node->command_ok([ 'pg_dump', '-f', "$dir/plain.sql", '-d', $node->connstr('sho
 $node->command_ok([ 'pg_dump', '-Fc', '-f', "$dir/custom", '-d', $node->connstr('shop') ], 'pg_dump, custom');
 $node->command_ok([ 'pg_dump', '--inserts', '--clean', '--if-exists', '-f', "$dir/inserts.sql", '-d', $node->connstr('shop') ], 'pg_dump, inserts');
 
+# An epoch's number tells the second it was opened in; a restore within that second would meet the number again.
+ok( $node->poll_query_until('shop',
+		"SELECT max(epoch_no) < 2 * floor(extract(epoch FROM clock_timestamp() - timestamptz '2020-01-01 00:00:00+00')) FROM softmobile.outbox_epoch"),
+	'a second goes by');
+
 my %restore = (
 	plain   => [ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/plain.sql" ],
 	inserts => [ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/inserts.sql" ],
