@@ -57,6 +57,17 @@ SELECT softmobile.detach('supplier'), softmobile.attach('supplier', 'supplier', 
 SELECT softmobile.detach('supplier'), softmobile.attach('supplier', 'supplier');
 SELECT count(*) FROM softmobile.outbox_epoch;
 
+-- a dump that brings the epoch that this installation has just opened: the one that is here moves up, with its lanes
+BEGIN;
+INSERT INTO supplier VALUES (3);
+INSERT INTO softmobile.outbox_epoch SELECT e.epoch_no, gen_random_uuid(), e.registered, e.opened_at, 'from the dump' FROM softmobile.outbox_epoch e
+WHERE e.why = 'priority of supplier changed' ORDER BY e.epoch_no;
+INSERT INTO supplier VALUES (4);
+SELECT why, registered, (SELECT count(*) FROM softmobile.outbox_lane l WHERE l.epoch_no = e.epoch_no AND branch_id IS NOT DISTINCT FROM CASE WHEN registered THEN 'S1' END) AS lanes
+FROM softmobile.outbox_epoch e ORDER BY epoch_no;
+SELECT count(DISTINCT lane_id) AS one_lane FROM softmobile.outbox_event WHERE entity_id IN ('3', '4');
+ROLLBACK;
+
 -- a branch that is not registered (in one transaction, for the worker would register it)
 BEGIN;
 INSERT INTO sale VALUES (3, 'S9', 1), (4, 'S8', 1);

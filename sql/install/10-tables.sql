@@ -72,7 +72,7 @@ CREATE TABLE softmobile.outbox_lane (
 	branch_id text COLLATE "C" REFERENCES softmobile.branch,
 	priority text NOT NULL
 		CONSTRAINT priority_known CHECK (priority IN ('HIGH', 'NORMAL', 'LOW')),
-	epoch_no integer NOT NULL REFERENCES softmobile.outbox_epoch,
+	epoch_no integer NOT NULL REFERENCES softmobile.outbox_epoch ON UPDATE CASCADE,
 	log_id integer NOT NULL,
 	closed boolean NOT NULL DEFAULT false,
 	settled int8multirange NOT NULL DEFAULT '{}',

@@ -151,6 +151,24 @@ $$;
 COMMENT ON FUNCTION softmobile.open_epoch(text) IS
 'Internal: begins a new generation of lanes for all branches; the older lanes drain first. why: kept with the epoch.';
 
+CREATE FUNCTION softmobile.make_way() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	above integer;
+BEGIN
+	IF EXISTS (SELECT FROM softmobile.outbox_epoch e WHERE e.epoch_no = new.epoch_no) THEN
+		-- An hour ahead of the clock: above what else the dump may hold.
+		SELECT 2 * (max(e.epoch_no) / 2 + 3600) INTO above FROM softmobile.outbox_epoch e;
+		UPDATE softmobile.outbox_epoch e SET epoch_no = above + e.epoch_no % 2 WHERE e.epoch_no / 2 = new.epoch_no / 2;
+		PERFORM softmobile.lanes_changed();
+	END IF;
+	RETURN new;
+END
+$$;
+COMMENT ON FUNCTION softmobile.make_way() IS 'Trigger of outbox_epoch: a dump restored in the second in which it was begun brings the epoch that the new installation has just opened; that one moves up.';
+CREATE TRIGGER make_way BEFORE INSERT ON softmobile.outbox_epoch FOR EACH ROW EXECUTE FUNCTION softmobile.make_way();
+
 -- A restore brings the lanes of the dumped database to those that are made here. Their numbers, which name sequences,
 -- must differ, even if it was dumped a second ago: each installation begins in one of half a million places.
 SELECT setval('softmobile.outbox_lane_lane_id_seq', 1 + 4096 * floor(random() * 500000)::bigint);
