@@ -138,7 +138,7 @@ submit_probe(SmEndpoint *endpoint, SmBranch *branch)
 		.tag = probe,
 	};
 
-	(void) sm_endpoint_token(&token);
+	(void) sm_endpoint_token(sm_auth_token_file, &token);
 	request.bearer = token;
 	probe->is_probe = true;
 	probe->endpoint = endpoint;
@@ -287,7 +287,7 @@ submit_batches(List *batches)
 	if (batches == NIL)
 		return;
 	flush_wal();
-	problem = sm_endpoint_token(&token);
+	problem = sm_endpoint_token(sm_auth_token_file, &token);
 	foreach(lc, batches)
 	{
 		SmBatch    *batch = lfirst(lc);

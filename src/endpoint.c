@@ -159,11 +159,12 @@ sm_endpoint_token_changed(void)
 }
 
 /*
- * Reads the bearer token (NULL: none is set).  Returns what is wrong, or NULL.
- * Neither the token nor the path is part of the message: both end up in views.
+ * Reads the bearer token of a file ('': there is none, and no token).  Returns what
+ * is wrong, or NULL.  Neither the token nor the path is part of the message: both
+ * end up in views.
  */
 const char *
-sm_endpoint_token(char **token)
+sm_endpoint_token(const char *path, char **token)
 {
 	struct stat st;
 	char		buf[TOKEN_MAX + 1];
@@ -172,9 +173,9 @@ sm_endpoint_token(char **token)
 	int			fd;
 
 	*token = NULL;
-	if (sm_auth_token_file[0] == '\0')
+	if (path[0] == '\0')
 		return NULL;
-	fd = OpenTransientFile(sm_auth_token_file, O_RDONLY | PG_BINARY | O_NONBLOCK);
+	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY | O_NONBLOCK);
 	if (fd < 0)
 		return errno == ENOENT ? "token: the file does not exist" : "token: the file cannot be read";
 	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))

@@ -440,6 +440,10 @@ set_options(Request *r, const SmHttpRequest *request)
 		SET(CURLOPT_CAINFO, http_settings.ca_file);
 		SET(CURLOPT_CAPATH, NULL);
 	}
+	/* what is known of a certificate is known of a new connection only */
+	SET(CURLOPT_FRESH_CONNECT, request->single ? 1L : 0L);
+	SET(CURLOPT_FORBID_REUSE, request->single ? 1L : 0L);
+	SET(CURLOPT_CERTINFO, request->single ? 1L : 0L);
 	SET(CURLOPT_SSLCERT, http_settings.client_cert_file);
 	SET(CURLOPT_SSLKEY, http_settings.client_key_file);
 

@@ -40,6 +40,7 @@ typedef struct SmHttpRequest
 	int			connect_timeout_ms;
 	int			request_timeout_ms; /* whole request, name look-up included */
 	size_t		max_response;	/* a longer answer is SM_HTTP_PROTOCOL */
+	bool		single;			/* a connection for this request only; tells certificate_until */
 	void	   *tag;			/* the caller's, returned in the result */
 } SmHttpRequest;
 
@@ -62,6 +63,7 @@ typedef struct SmHttpResult
 	char		content_type[128];
 	int64		retry_after_ms; /* -1: none; else 0 to one day */
 	int64		date;			/* Date header in Unix seconds; 0: none */
+	char		certificate_until[64];	/* as libcurl writes it; '' when unknown */
 	long		total_ms;
 	char		error[256];		/* '' if answered, else why; without any secret */
 } SmHttpResult;

@@ -221,6 +221,20 @@ parse_retry_after(const char *value, int64 server_date)
 	return Min(Max(seconds, 0), MAX_RETRY_AFTER_MS / 1000) * 1000;
 }
 
+/* Until when the server's own certificate is valid, if libcurl was asked to remember. */
+static void
+note_certificate(CURL *easy, SmHttpResult *result)
+{
+	static const char label[] = "Expire date:";
+	struct curl_certinfo *info = NULL;
+
+	if (curl_easy_getinfo(easy, CURLINFO_CERTINFO, &info) != CURLE_OK || info == NULL || info->num_of_certs < 1)
+		return;
+	for (struct curl_slist *line = info->certinfo[0]; line != NULL; line = line->next)
+		if (strncmp(line->data, label, sizeof(label) - 1) == 0)
+			copy_printable(result->certificate_until, sizeof(result->certificate_until), line->data + sizeof(label) - 1);
+}
+
 bool
 sm_http_outcome_judge(CURL *easy, CURLcode code, const SmHttpSeen *seen,
 					  const char *curl_error, SmHttpResult *result)
@@ -234,6 +248,7 @@ sm_http_outcome_judge(CURL *easy, CURLcode code, const SmHttpSeen *seen,
 	curl_easy_getinfo(easy, CURLINFO_TOTAL_TIME_T, &total_us);
 	result->total_ms = (long) (total_us / 1000);
 	curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &status);
+	note_certificate(easy, result);
 
 	if (seen->no_memory)
 		code = CURLE_OUT_OF_MEMORY;
