@@ -9,7 +9,10 @@ CREATE FUNCTION told(commands text[]) RETURNS TABLE (n bigint, told text) LANGUA
 	SELECT n, concat_ws(E'\n  ', f.state || ': ' || f.message, 'detail: ' || nullif(f.detail, ''), 'hint: ' || nullif(f.hint, ''))
 	FROM unnest(commands) WITH ORDINALITY AS c (command, n) CROSS JOIN LATERAL shop.failure(command) AS f ORDER BY n
 $$;
-CREATE TABLE sale (id integer PRIMARY KEY, "Folio n" text, total numeric, day date, store text);
+CREATE DOMAIN money_amount AS numeric(12,2);
+CREATE DOMAIN sale_total AS money_amount CHECK (value >= 0);
+CREATE DOMAIN amount_in_words AS text;
+CREATE TABLE sale (id integer PRIMARY KEY, "Folio n" text, total sale_total, day date, store text, words amount_in_words);
 CREATE TABLE keyless (id integer, v text);
 CREATE VIEW a_view AS SELECT * FROM sale;
 CREATE MATERIALIZED VIEW a_matview AS SELECT * FROM sale;
@@ -57,6 +60,12 @@ SELECT * FROM told(ARRAY[
 	$$SELECT softmobile.attach('sale', 'sale', folio_column => 'folio n')$$,
 	$$SELECT softmobile.attach('sale', 'sale', amount_column => 'amount')$$,
 	$$SELECT softmobile.attach('sale', 'sale', amount_column => 'day')$$,
+	$$SELECT softmobile.attach('sale', 'sale', amount_column => 'words')$$,
+	$$SELECT softmobile.attach('sale', 'sale', date_column => 'sold_at')$$,
+	$$SELECT softmobile.attach('sale', 'sale', date_column => 'store')$$,
+	$$SELECT softmobile.attach('sale', 'sale', sku_column => 'sku')$$,
+	$$SELECT softmobile.attach('sale', 'sale', quantity_column => 'quantity')$$,
+	$$SELECT softmobile.attach('sale', 'sale', quantity_column => 'store')$$,
 	$$SELECT softmobile.attach('sale', NULL)$$,
 	$$SELECT softmobile.attach('sale', '')$$,
 	$$SELECT softmobile.attach('sale', '1sale')$$,
@@ -68,6 +77,10 @@ SELECT * FROM told(ARRAY[
 	$$SELECT softmobile.attach('sale', 'sale', initial => 'all')$$,
 	$$SELECT softmobile.attach('sale', 'sale', initial => NULL)$$]);
 SELECT count(*) FROM softmobile.captured_table;
+-- a domain over a domain over a number is one; one column may serve twice
+SELECT softmobile.attach('sale', 'sale', amount_column => 'total', date_column => 'day', sku_column => 'Folio n', folio_column => 'Folio n', quantity_column => 'total');
+SELECT softmobile.named_columns(c), column_numbers FROM softmobile.captured_table c;
+SELECT softmobile.detach('sale');
 -- twice; a priority that another table of the type does not have
 SELECT softmobile.attach('sale', repeat('x', 63), priority => 'low'), softmobile.detach('sale'), softmobile.attach('sale', 'sale', priority => 'High');
 SELECT * FROM told(ARRAY[

@@ -70,6 +70,21 @@ ALTER TABLE till ADD COLUMN n integer;
 UPDATE till SET n = m;
 SELECT op, entity, id, payload FROM fresh();
 
+-- columns that only folio_control and reconcile() read are followed, and kept, like the others
+CREATE TABLE move (id integer PRIMARY KEY, at date, sku text, quantity integer);
+SELECT softmobile.attach('move', 'inventory_movement', date_column => 'at', sku_column => 'sku', quantity_column => 'quantity');
+ALTER TABLE move RENAME at TO happened_on;
+ALTER TABLE move RENAME sku TO swap;
+ALTER TABLE move RENAME quantity TO sku;
+ALTER TABLE move RENAME swap TO quantity;
+SELECT date_column, sku_column, quantity_column, column_numbers FROM softmobile.captured_table WHERE relation = 'move'::regclass;
+SELECT message FROM failure('ALTER TABLE move DROP COLUMN happened_on');
+SELECT message FROM failure('ALTER TABLE move DROP COLUMN sku');
+SELECT message FROM failure('ALTER TABLE move DROP COLUMN quantity');
+INSERT INTO move VALUES (1, '2026-01-31', 'SKU-1', 3);
+SELECT op, id, payload FROM fresh();
+SELECT softmobile.detach('move');
+
 -- tables of a type
 CREATE TYPE thing AS (id integer, label text);
 CREATE TABLE thing_1 OF thing (PRIMARY KEY (id));

@@ -47,6 +47,9 @@ CREATE TABLE softmobile.captured_table (
 	reason_column name,
 	folio_column name,
 	amount_column name,
+	date_column name,
+	sku_column name,
+	quantity_column name,
 	require_reason boolean NOT NULL DEFAULT true,
 	column_numbers int2[] NOT NULL DEFAULT '{}',
 	attached_at timestamptz NOT NULL DEFAULT now(),
@@ -55,7 +58,10 @@ CREATE TABLE softmobile.captured_table (
 COMMENT ON TABLE softmobile.captured_table IS 'Tables attached with attach(): how a row becomes an event. Partitions and inheritance children follow their root.';
 COMMENT ON COLUMN softmobile.captured_table.key_columns IS 'Columns whose values are the entity_id.';
 COMMENT ON COLUMN softmobile.captured_table.branch_columns IS 'Columns that name the branch; the first that is not NULL counts; none: softmobile.branch_id.';
-COMMENT ON COLUMN softmobile.captured_table.column_numbers IS 'attnum of each named column, in the order key, branch, reason, folio, amount: finds a renamed column again.';
+COMMENT ON COLUMN softmobile.captured_table.folio_column IS 'Number of the receipt. Its series is the text up to the trailing digits.';
+COMMENT ON COLUMN softmobile.captured_table.date_column IS 'When the business says that it happened; NULL: when it was captured.';
+COMMENT ON COLUMN softmobile.captured_table.sku_column IS 'Article that the row is about, and quantity_column how many of it.';
+COMMENT ON COLUMN softmobile.captured_table.column_numbers IS 'attnum of each named column, in the order key, branch, reason, folio, amount, date, SKU, quantity: finds a renamed column again.';
 
 CREATE TABLE softmobile.outbox_epoch (
 	epoch_no integer PRIMARY KEY,
