@@ -30,7 +30,7 @@ typedef struct SmEvent
 	const char *actor;
 	const char *payload;		/* JSON: the data member, {"new":..,"old":..} */
 	int			payload_len;
-	const char *resolution;		/* NULL, or "local": conflict decided for the branch */
+	const char *resolution;		/* NULL; or how its conflict was decided: "local", "central" */
 } SmEvent;
 
 /* Compression levels of sm_wire_begin(); 1 to 9 are zlib's own. */
@@ -77,7 +77,7 @@ typedef struct SmEventVerdict
 	int			event;			/* index into the batch */
 	bool		conflict;		/* else rejected */
 	char	   *detail;			/* '' when central gave none */
-	char	   *current;		/* what central holds, jsonb text; or NULL */
+	char	   *current;		/* what central holds, jsonb text (null: deleted); NULL: it did not say */
 } SmEventVerdict;
 
 typedef struct SmReceipt

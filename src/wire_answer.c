@@ -348,7 +348,7 @@ read_verdict(const JsonbValue *element, SmEventVerdict *verdict, const SmEvent *
 	verdict->detail = MemoryContextStrdup(destination, text);
 
 	value = get_member(object, "current");
-	if (value != NULL && value->type != jbvNull)
+	if (value != NULL)
 	{
 		text = JsonbToCString(NULL, &JsonbValueToJsonb(value)->root, 0);
 		verdict->current = MemoryContextStrdup(destination, text);

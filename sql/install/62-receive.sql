@@ -268,6 +268,8 @@ DECLARE
 	newer boolean;
 	columns text[];
 	changed jsonb;
+	decided softmobile.central_conflict;
+	forced boolean := false;
 BEGIN
 	SELECT * INTO p FROM softmobile.central_projection t
 	WHERE t.branch_id = e.branch_id AND t.entity_type = e.entity_type AND t.entity_id = e.entity_id;
@@ -275,10 +277,18 @@ BEGIN
 	held := p.row;
 	newer := NOT known OR (e.order_epoch, e.seq) > (p.epoch_no, p.seq);
 	effect := 'applied';
+	IF e.resolution = 'local' THEN
+		-- A decision is about the row that central held when it told of the conflict. What headquarters has changed since is
+		-- decided anew. An event in no conflict itself is the one by which the branch took over central's row, after an overruled one.
+		SELECT k.* INTO decided FROM softmobile.central_conflict k JOIN softmobile.central_inbox i USING (branch_id, id)
+		WHERE k.branch_id = e.branch_id AND i.entity_type = e.entity_type AND i.entity_id = e.entity_id AND (k.id = e.id OR i.effect = 'overruled')
+		ORDER BY k.id = e.id DESC, i.epoch_no DESC, i.seq DESC LIMIT 1;
+		forced := CASE WHEN FOUND THEN decided.central_row IS NOT DISTINCT FROM held ELSE p.changed_here IS NOT TRUE END;
+	END IF;
 
 	IF e.resolution = 'central' THEN
 		effect := 'overruled';
-	ELSIF e.resolution = 'local' THEN
+	ELSIF forced THEN
 		-- The branch's version wins, unless the branch itself has sent a newer one since.
 		IF NOT newer AND NOT (e.op = 'update' AND p.changed_here AND held IS NOT NULL) THEN
 			effect := 'older';
@@ -308,8 +318,8 @@ BEGIN
 	IF effect = 'applied' THEN
 		changed := CASE
 			WHEN e.op = 'delete' THEN NULL
-			-- Columns that only headquarters has changed stay as they are there.
-			WHEN e.op = 'update' AND p.changed_here AND held IS NOT NULL THEN held || coalesce((
+			-- Columns that only headquarters has changed stay as they are there, unless somebody has decided on the whole row.
+			WHEN e.op = 'update' AND p.changed_here AND held IS NOT NULL AND NOT (forced AND newer) THEN held || coalesce((
 				SELECT jsonb_object_agg(o.key, e.new -> o.key) FROM jsonb_object_keys(e.old) AS o (key) WHERE e.new ? o.key), '{}')
 			ELSE e.new END;
 		INSERT INTO softmobile.central_projection AS t (branch_id, entity_type, entity_id, seq, changed_at, epoch_no, deleted, changed_here, row)

@@ -204,7 +204,7 @@ is( receipt(
 is(receipt("{\"accepted\":3,\"duplicates\":0,\"results\":[{\"id\":\"$ids[0]\",\"status\":\"conflict\",\"current\":\"text\"}]}"),
 	't|3|0||{"0 conflict <> \"text\""}', 'current may be anything');
 is(receipt("{\"accepted\":3,\"duplicates\":0,\"results\":[{\"id\":\"$ids[0]\",\"status\":\"conflict\",\"current\":null,\"detail\":7}]}"),
-	't|3|0||{"0 conflict <> -"}', 'current may be null, a detail that is no text is none');
+	't|3|0||{"0 conflict <> null"}', 'current may be null, a detail that is no text is none');
 is(receipt("{\"accepted\":3,\"duplicates\":0,\"results\":[{\"id\":\"$ids[0]\",\"status\":\"rejected\","
 		  . '"detail":"  a\u0001\n\tb\u007fc\u009b31m ñ  "}]}'),
 	't|3|0||{"0 rejected <  a b c 31m ñ> -"}', 'control characters do not come through');
