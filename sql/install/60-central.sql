@@ -38,11 +38,11 @@ CREATE TABLE softmobile.central_lane (
 	epoch_no integer NOT NULL,
 	highest_seq bigint NOT NULL,
 	events bigint NOT NULL,
-	last_received_at timestamptz NOT NULL,
+	last_received_at timestamptz,
 	PRIMARY KEY (branch_id, epoch, lane)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE softmobile.central_lane IS 'Lanes that have sent.';
-COMMENT ON COLUMN softmobile.central_lane.highest_seq IS 'Highest number received; a new event at or below it is late, sent again after a loss at central, or a fork.';
+COMMENT ON TABLE softmobile.central_lane IS 'Lanes that have sent, or were named when their branch verified.';
+COMMENT ON COLUMN softmobile.central_lane.highest_seq IS 'Highest number received, or 0; a new event at or below it is late, sent again after a loss at central, or a fork.';
 
 CREATE TABLE softmobile.central_span (
 	branch_id text COLLATE "C" NOT NULL,

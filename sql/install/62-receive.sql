@@ -50,7 +50,7 @@ BEGIN ATOMIC
 				WITH ORDINALITY AS b (specversion, id, source, type, subject, "time", sequence, lane, epoch, epochno, reason, actor, resolution, snapshot, data, n)
 			OFFSET 0) AS d
 		OFFSET 0) AS r
-	HAVING bool_and((r.specversion = '1.0' AND r.id IS NOT NULL AND r.epoch IS NOT NULL AND r.epochno > 0 AND r.sequence > 0
+	HAVING bool_and((r.specversion = '1.0' AND r.id IS NOT NULL AND r.epoch IS NOT NULL AND r.epochno > 0 AND r.sequence BETWEEN 1 AND 9223372036854775806
 		AND r.source LIKE '/branches/_%' AND octet_length(r.subject) BETWEEN 1 AND 2000 AND r.lane IN ('high', 'normal', 'low')
 		AND r.type = 'softmobile.' || r.entity_type || '.' || r.op AND octet_length(r.entity_type) BETWEEN 1 AND 100
 		AND r."time" LIKE '____-__-__T__:__:__%Z'
@@ -82,7 +82,7 @@ BEGIN
 		WHEN coalesce(r.subject, '') = '' THEN 'subject must be the entity''s id'
 		-- With branch and entity type it is an index key, which has at most 2704 bytes.
 		WHEN octet_length(r.subject) > 2000 THEN 'subject must be at most 2000 bytes long'
-		WHEN r.sequence ~ '^[0-9]+$' IS NOT TRUE OR r.sequence::numeric NOT BETWEEN 1 AND 9223372036854775807 THEN 'sequence must be a positive bigint'
+		WHEN r.sequence ~ '^[0-9]+$' IS NOT TRUE OR r.sequence::numeric NOT BETWEEN 1 AND 9223372036854775806 THEN 'sequence must be a number from 1 to 9223372036854775806'
 		WHEN r.lane IN ('high', 'normal', 'low') IS NOT TRUE THEN 'lane must be high, normal or low'
 		WHEN r.epoch ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' IS NOT TRUE THEN 'epoch must be a UUID'
 		WHEN r.epochno !~ '^[0-9]+$' OR r.epochno::numeric NOT BETWEEN 1 AND 2147483647 THEN 'epochno must be a positive integer'
@@ -456,7 +456,7 @@ BEGIN
 			BEGIN
 				batch := batch || softmobile.central_parse_event(part, place);
 			EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-				answers := answers || json_build_object('id', readable ->> 'id', 'status', 'rejected', 'detail', SQLERRM);
+				answers := answers || json_build_object('id', readable ->> 'id', 'status', 'rejected', 'detail', left(SQLERRM, 200));
 				places := places || place;
 			END;
 		END LOOP;
@@ -469,7 +469,7 @@ BEGIN
 		ORDER BY b.branch_id FOR NO KEY UPDATE);
 	SELECT b INTO refused FROM unnest(branches) AS b WHERE b <> ALL (locked) LIMIT 1;
 	IF FOUND THEN
-		RAISE EXCEPTION 'this token may not write for branch "%"', refused
+		RAISE EXCEPTION 'this token may not write for branch "%"', left(refused, 100)
 			USING ERRCODE = 'SM403', HINT = 'Ask headquarters for a token of this branch, or to activate it.';
 	END IF;
 
@@ -604,7 +604,7 @@ COMMENT ON VIEW softmobile.central_forks IS 'Numbers that a branch used for two 
 CREATE VIEW softmobile.central_lanes AS
 SELECT l.branch_id, l.epoch_no, l.epoch, l.lane, l.events, l.highest_seq, l.last_received_at,
 	coalesce(n.received, '{}') AS received, coalesce(n.void, '{}') AS void,
-	int8multirange(int8range(1, l.highest_seq, '[]')) - coalesce(n.received, '{}') - coalesce(n.void, '{}') AS missing
+	int8multirange(int8range(1, l.highest_seq + 1)) - coalesce(n.received, '{}') - coalesce(n.void, '{}') AS missing
 FROM softmobile.central_lane l
 	LEFT JOIN LATERAL (
 		SELECT range_agg(int8range(s.first_seq, s.last_seq, '[]')) FILTER (WHERE NOT s.void) AS received,
@@ -630,7 +630,8 @@ BEGIN
 		RAISE EXCEPTION 'role "%" does not exist', role
 			USING ERRCODE = 'undefined_object', HINT = 'Create it first: CREATE ROLE ' || quote_ident(role) || ' LOGIN.';
 	END IF;
-	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_admit(bytea), softmobile.central_receive(text, bytea), softmobile.central_health() TO %I', role);
+	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_admit(bytea), softmobile.central_receive(text, bytea),
+		softmobile.central_verify(text, bytea), softmobile.central_reconcile(text, bytea), softmobile.central_reference(bytea, text, text), softmobile.central_health() TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION softmobile.grant_central(name) IS 'Grants a role what the gateway needs, and nothing else. Error: 42704.';

@@ -202,11 +202,10 @@ body_problem(int status)
 	}
 }
 
-const char *
-body_data(const Body *body, size_t *len)
+Parameter
+body_data(const Body *body)
 {
-	*len = body->len;
-	return body->data ? body->data : "";
+	return (Parameter) {body->data ? body->data : "", body->len};
 }
 
 size_t

@@ -5,8 +5,8 @@
  * libmicrohttpd's own timeout starts anew with every byte, so that a client that
  * trickles could hold its connection for ever.  Here each phase of a connection has
  * --timeout seconds as a whole: until the headers of a request are there, until its
- * body is, until the answer has been taken.  While the database works there is no
- * limit here; database.c has it.  A thread looks every second and cuts connections
+ * body is, until the answer has been taken, for which a long one has more.  While the
+ * database works there is no limit here; database.c has it.  A thread looks every second and cuts connections
  * that are late; the thread that serves such a connection then sees it closed.
  *
  * One mutex guards the list and everything in it.  A socket is not closed before its
@@ -19,6 +19,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+
+/* So many bytes a second a client must take of an answer, beyond what --timeout allows. */
+#define SLOWEST_READER		32768
 
 struct Client
 {
@@ -144,16 +147,29 @@ client_free(Client *client)
 	free(client);
 }
 
-/* A phase begins. */
-void
-client_begin(Client *client, ClientPhase phase)
+static void
+begin_phase(Client *client, ClientPhase phase, int seconds)
 {
 	if (client == NULL)
 		return;
 	pthread_mutex_lock(&lock);
 	client->phase = phase;
-	client->deadline = now_seconds() + options->timeout;
+	client->deadline = now_seconds() + seconds;
 	pthread_mutex_unlock(&lock);
+}
+
+/* A phase begins. */
+void
+client_begin(Client *client, ClientPhase phase)
+{
+	begin_phase(client, phase, options->timeout);
+}
+
+/* An answer is sent: a catalogue must get through a thin line, too. */
+void
+client_begin_reading(Client *client, size_t size)
+{
+	begin_phase(client, CLIENT_READS, options->timeout + (int) (size / SLOWEST_READER));
 }
 
 bool

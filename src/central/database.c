@@ -24,7 +24,10 @@
 #define CONNECT_TIMEOUT		"5"	/* seconds, for each host of the conninfo string */
 #define RECONNECT_PAUSE_MS	500
 
-/* In the order of Statement.  Parameters: the token's hash, the body. */
+/*
+ * In the order of Statement.  Parameters: the token's hash, then the body, or the
+ * name and the branch.
+ */
 static const struct
 {
 	const char *name;
@@ -34,6 +37,9 @@ static const struct
 	{"health", "SELECT softmobile.central_health()", 0},
 	{"admit", "SELECT softmobile.central_admit($1::bytea)", 1},
 	{"receive", "SELECT softmobile.central_receive($2::text, $1::bytea)", 2},
+	{"verify", "SELECT softmobile.central_verify($2::text, $1::bytea)", 2},
+	{"reconcile", "SELECT softmobile.central_reconcile($2::text, $1::bytea)", 2},
+	{"reference", "SELECT softmobile.central_reference($1::bytea, $2::text, $3::text)", 3},
 };
 
 static pthread_mutex_t pause_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -195,14 +201,18 @@ database_connect(const Options *options)
  * lengths: a zero byte in a body is the server's to refuse.
  */
 PGresult *
-database_run(PGconn *conn, Statement statement, const unsigned char *token_hash,
-			 const char *body, size_t body_len, int seconds)
+database_run(PGconn *conn, Statement statement, const Parameter *parameters, int seconds)
 {
-	const char *values[2] = {(const char *) token_hash, body};
-	int			lengths[2] = {SM_TOKEN_HASH_LEN, (int) body_len};
-	static const int formats[2] = {1, 1};
+	const char *values[SM_MAX_PARAMETERS];
+	int			lengths[SM_MAX_PARAMETERS];
+	static const int formats[SM_MAX_PARAMETERS] = {1, 1, 1};
 	long		until = now_ms() + seconds * 1000L;
 
+	for (int i = 0; i < statements[statement].nparams; i++)
+	{
+		values[i] = parameters[i].data;
+		lengths[i] = (int) parameters[i].len;
+	}
 	if (!PQsendQueryPrepared(conn, statements[statement].name, statements[statement].nparams, values, lengths, formats, 0))
 		return PQmakeEmptyPGresult(conn, PGRES_FATAL_ERROR);
 	return last_result(conn, until);
@@ -251,17 +261,17 @@ answer_error(const PGresult *result)
 		return answer_problem(status >= 400 && status <= 599 ? status : 500, message);
 	}
 	if (strcmp(state, "22021") == 0)
-		return answer_problem(400, "The body is not valid UTF-8, or has a zero byte.");
+		return answer_problem(400, "The request is not valid UTF-8, or has a zero byte.");
 
 	/* messages of class 22 repeat the data that they are about, which is nothing for a log */
 	log_line("database: %s %s", state, message && !starts_with(state, "22") ? message : "");
 	if (starts_with(state, "22"))
-		return answer_problem(400, "The database cannot read these events.");
+		return answer_problem(400, "The database cannot read this request.");
 	if (starts_with(state, "54"))
-		return answer_problem(413, "The batch is too large for the database.");
+		return answer_problem(413, "The request is too large for the database.");
 	for (size_t i = 0; i < sizeof(passing) / sizeof(passing[0]); i++)
 		if (starts_with(state, passing[i]))
-			return answer_problem(503, "The database cannot take events at the moment.");
+			return answer_problem(503, "The database cannot serve this at the moment.");
 	return answer_problem(500, "The central server failed; its log says why.");
 }
 

@@ -10,8 +10,7 @@
 #include <libpq-fe.h>
 
 extern PGconn *database_connect(const Options *options);
-extern PGresult *database_run(PGconn *conn, Statement statement, const unsigned char *token_hash,
-							  const char *body, size_t body_len, int seconds);
+extern PGresult *database_run(PGconn *conn, Statement statement, const Parameter *parameters, int seconds);
 extern bool database_has_answered(const PGresult *result);
 extern bool database_may_try_again(const PGresult *result);
 extern Answer database_answer(const PGresult *result);

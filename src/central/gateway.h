@@ -41,7 +41,19 @@ typedef enum Statement
 	STATEMENT_HEALTH,
 	STATEMENT_ADMIT,
 	STATEMENT_RECEIVE,
+	STATEMENT_VERIFY,
+	STATEMENT_RECONCILE,
+	STATEMENT_REFERENCE,
 } Statement;
+
+/* A parameter of a statement: bytes, or SQL's NULL without any. */
+typedef struct Parameter
+{
+	const char *data;
+	size_t		len;
+} Parameter;
+
+#define SM_MAX_PARAMETERS	3
 
 /* problem.c */
 extern Answer answer_ok(char *body);
@@ -53,8 +65,7 @@ extern void log_line(const char *fmt,...) __attribute__((format(printf, 1, 2)));
 /* pool.c */
 extern bool pool_start(const Options *options);
 extern void pool_stop(void);
-extern Answer pool_ask(Statement statement, const unsigned char *token_hash,
-					   const char *body, size_t body_len);
+extern Answer pool_ask(Statement statement, const Parameter *parameters);
 
 /* health.c */
 extern bool health_start(const Options *options);
@@ -70,11 +81,11 @@ extern void body_refuse(Body *body, int status);
 extern int	body_take(Body *body, const char *data, size_t size);
 extern int	body_end(Body *body);
 extern const char *body_problem(int status);
-extern const char *body_data(const Body *body, size_t *len);
+extern Parameter body_data(const Body *body);
 extern size_t body_received(const Body *body);
 extern void body_free(Body *body);
 
-/* clients.c: all but CLIENT_WAITS are limited to --timeout seconds */
+/* clients.c: all but CLIENT_WAITS are limited to --timeout seconds, CLIENT_READS by the answer's size too */
 typedef enum ClientPhase
 {
 	CLIENT_NEW,					/* no request yet */
@@ -90,6 +101,7 @@ extern void clients_stop(void);
 extern Client *client_create(int fd);
 extern void client_free(Client *client);
 extern void client_begin(Client *client, ClientPhase phase);
+extern void client_begin_reading(Client *client, size_t size);
 extern bool client_is_late(Client *client);
 
 /* listen.c */

@@ -41,7 +41,7 @@ ask_database(const Options *options)
 	{
 		if (conn == NULL && (conn = database_connect(options)) == NULL)
 			break;
-		result = database_run(conn, STATEMENT_HEALTH, NULL, NULL, 0, PATIENCE);
+		result = database_run(conn, STATEMENT_HEALTH, NULL, PATIENCE);
 		if (result != NULL && PQstatus(conn) == CONNECTION_OK)
 		{
 			answer = database_answer(result);

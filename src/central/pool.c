@@ -105,7 +105,7 @@ give_back(Slot *slot)
  * connection, does no harm: its events are duplicates.
  */
 Answer
-pool_ask(Statement statement, const unsigned char *token_hash, const char *body, size_t body_len)
+pool_ask(Statement statement, const Parameter *parameters)
 {
 	Slot	   *slot = take_slot();
 	Answer		answer = {0};
@@ -123,7 +123,7 @@ pool_ask(Statement statement, const unsigned char *token_hash, const char *body,
 			answer = answer_problem(503, "The database cannot be reached.");
 			break;
 		}
-		result = database_run(slot->conn, statement, token_hash, body, body_len, options->timeout + GRACE);
+		result = database_run(slot->conn, statement, parameters, options->timeout + GRACE);
 		answer = database_answer(result);
 		again = database_may_try_again(result);
 		if (result == NULL)

@@ -1,13 +1,13 @@
 /*
  * server.c
- *		HTTP in front of central_receive().
+ *		HTTP in front of the central functions.
  *
  * libmicrohttpd runs a thread for each client connection: a statement that takes
  * long, or a client that sends slowly, holds up nobody else.  The number of
  * connections is limited, in all and per address, and their patience by clients.c.
  *
- * Routes are matched by the last segment of the path, so that the gateway may sit
- * below any prefix of a reverse proxy.
+ * Routes are matched by the last segments of the path, so that the gateway may sit
+ * below any prefix of a reverse proxy that does not itself end like a named route.
  *
  * A refusal that the headers call for is sent when the body has been read and
  * thrown away: a client that is still sending when its connection is closed may
@@ -32,18 +32,27 @@
 #include <microhttpd.h>
 #include <openssl/evp.h>
 
+typedef enum RouteKind
+{
+	ROUTE_OPEN,					/* GET, for everybody */
+	ROUTE_BODY,					/* POST, with a token */
+	ROUTE_NAMED,				/* GET, with a token and ?branch=; a name may follow in the path */
+} RouteKind;
+
 /* One line for each thing the gateway does: an SQL function behind a name. */
 typedef struct Route
 {
 	const char *name;
-	const char *method;
-	bool		has_body;		/* and needs a token */
+	RouteKind	kind;
 	Statement	statement;
 } Route;
 
 static const Route routes[] = {
-	{"events", "POST", true, STATEMENT_RECEIVE},
-	{"health", "GET", false, STATEMENT_HEALTH},
+	{"events", ROUTE_BODY, STATEMENT_RECEIVE},
+	{"verify", ROUTE_BODY, STATEMENT_VERIFY},
+	{"reconcile", ROUTE_BODY, STATEMENT_RECONCILE},
+	{"reference", ROUTE_NAMED, STATEMENT_REFERENCE},
+	{"health", ROUTE_OPEN, STATEMENT_HEALTH},
 };
 
 typedef struct Request
@@ -52,6 +61,8 @@ typedef struct Request
 	const Route *route;
 	Body	   *body;
 	unsigned char token_hash[SM_TOKEN_HASH_LEN];
+	Parameter	name;			/* these two of a ROUTE_NAMED, kept by libmicrohttpd */
+	Parameter	branch;
 	Answer		refusal;		/* status not 0: to be sent when the body is over */
 	bool		answered;
 	bool		last;			/* on its connection */
@@ -60,11 +71,12 @@ typedef struct Request
 	char		path[96];
 } Request;
 
-/* A header's value, and how often it is there. */
+/* The value of a header or of a parameter in the URL, and how often it is there. */
 typedef struct Header
 {
 	const char *name;
 	const char *value;
+	size_t		len;
 	int			count;
 } Header;
 
@@ -104,13 +116,16 @@ client_of(struct MHD_Connection *connection)
 }
 
 static enum MHD_Result
-find_header(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
+find_value(void *arg, enum MHD_ValueKind kind, const char *name, size_t name_len, const char *value, size_t len)
 {
 	Header	   *header = arg;
 
-	(void) kind;
-	if (strcasecmp(name, header->name) == 0 && header->count++ == 0)
+	(void) name_len;
+	if ((kind == MHD_HEADER_KIND ? strcasecmp : strcmp) (name, header->name) == 0 && header->count++ == 0)
+	{
 		header->value = value;
+		header->len = len;
+	}
 	return MHD_YES;
 }
 
@@ -119,8 +134,17 @@ get_header(struct MHD_Connection *connection, const char *name)
 {
 	Header		header = {.name = name};
 
-	MHD_get_connection_values(connection, MHD_HEADER_KIND, find_header, &header);
+	MHD_get_connection_values_n(connection, MHD_HEADER_KIND, find_value, &header);
 	return header;
+}
+
+static Header
+get_argument(struct MHD_Connection *connection, const char *name)
+{
+	Header		argument = {.name = name};
+
+	MHD_get_connection_values_n(connection, MHD_GET_ARGUMENT_KIND, find_value, &argument);
+	return argument;
 }
 
 static enum MHD_Result
@@ -129,10 +153,12 @@ send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 	struct MHD_Response *response;
 	enum MHD_Result result = MHD_NO;
 	char		seconds[16];
+	size_t		size;
 
 	if (answer.body == NULL)
 		return MHD_NO;
-	response = MHD_create_response_from_buffer(strlen(answer.body), answer.body, MHD_RESPMEM_MUST_FREE);
+	size = strlen(answer.body);
+	response = MHD_create_response_from_buffer(size, answer.body, MHD_RESPMEM_MUST_FREE);
 	if (response == NULL)
 	{
 		free(answer.body);
@@ -144,7 +170,7 @@ send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 	if (answer.status == MHD_HTTP_UNAUTHORIZED)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
 	if (answer.status == MHD_HTTP_METHOD_NOT_ALLOWED && request->route != NULL)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, request->route->has_body ? "POST" : "GET, HEAD");
+		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, request->route->kind == ROUTE_BODY ? "POST" : "GET, HEAD");
 	if (answer.retry_after > 0)
 	{
 		snprintf(seconds, sizeof(seconds), "%d", answer.retry_after);
@@ -154,22 +180,50 @@ send_answer(struct MHD_Connection *connection, Request *request, Answer answer)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	request->answered = true;
 	request->status = answer.status;
-	client_begin(client_of(connection), CLIENT_READS);
+	client_begin_reading(client_of(connection), size);
 	result = MHD_queue_response(connection, (unsigned int) answer.status, response);
 	MHD_destroy_response(response);
 	return result;
 }
 
-static const Route *
-find_route(const char *path)
+static const char *
+start_of_segment(const char *path, const char *end)
 {
-	const char *name = strrchr(path, '/');
+	while (end > path && end[-1] != '/')
+		end--;
+	return end;
+}
 
-	name = name ? name + 1 : path;
+static const Route *
+match_segment(const char *segment, const char *end)
+{
+	size_t		len = (size_t) (end - segment);
+
 	for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++)
-		if (strcmp(routes[i].name, name) == 0)
+		if (strlen(routes[i].name) == len && memcmp(routes[i].name, segment, len) == 0)
 			return &routes[i];
 	return NULL;
+}
+
+/* The route that a path ends with, and the name that may stand behind it. */
+static const Route *
+find_route(const char *path, Parameter *name)
+{
+	const char *end = path + strlen(path);
+	const char *last = start_of_segment(path, end);
+
+	if (last > path)
+	{
+		const Route *route = match_segment(start_of_segment(path, last - 1), last - 1);
+
+		/* first: a thing may have the name of a route */
+		if (route != NULL && route->kind == ROUTE_NAMED)
+		{
+			*name = (Parameter) {last, (size_t) (end - last)};
+			return route;
+		}
+	}
+	return match_segment(last, end);
 }
 
 /* SHA-256 of the bearer token; false when there is none, or more than one. */
@@ -213,6 +267,14 @@ is_json(const char *content_type)
 	return false;
 }
 
+static bool
+is_method_of(const Route *route, const char *method)
+{
+	if (route->kind == ROUTE_BODY)
+		return strcmp(method, MHD_HTTP_METHOD_POST) == 0;
+	return strcmp(method, MHD_HTTP_METHOD_GET) == 0 || strcmp(method, MHD_HTTP_METHOD_HEAD) == 0;
+}
+
 /*
  * Checks all that the headers tell, the token included, so that nobody without one
  * can make the gateway keep a body.  The answer has status 0 when nothing is wrong.
@@ -225,29 +287,37 @@ check_headers(struct MHD_Connection *connection, Request *request, const char *p
 	Header		length = get_header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
 	Header		transfer = get_header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
 	bool		gzip = encoding.count == 1 && strcasecmp(encoding.value, "gzip") == 0;
+	Header		branch = get_argument(connection, "branch");
+	const Route *route = find_route(path, &request->name);
 	Answer		admission;
 
-	request->route = find_route(path);
-	if (request->route == NULL)
-		return answer_problem(404, "This gateway serves /events and /health.");
-	if (strcmp(method, request->route->method) != 0 &&
-		(request->route->has_body || strcmp(method, MHD_HTTP_METHOD_HEAD) != 0))
+	request->route = route;
+	if (route == NULL)
+		return answer_problem(404, "This gateway serves /events, /verify, /reconcile, /reference and /health.");
+	if (!is_method_of(route, method))
 		return answer_problem(405, NULL);
 	if (draining)
 		return answer_problem(503, "This gateway is ending.");
-	if (!request->route->has_body)
+	if (route->kind == ROUTE_OPEN)
 		return (Answer) {0};
-	if (length.count == 0 && transfer.count == 0)
+	if (route->kind == ROUTE_BODY && length.count == 0 && transfer.count == 0)
 		return answer_problem(411, NULL);
 	if (!hash_token(connection, request->token_hash))
 		return answer_problem(401, "Send one token as Authorization: Bearer.");
+	if (route->kind == ROUTE_NAMED)
+	{
+		if (branch.count > 1)
+			return answer_problem(400, "The parameter branch is there twice.");
+		request->branch = (Parameter) {branch.value, branch.len};
+		return (Answer) {0};
+	}
 	if (type.count != 1 || !is_json(type.value))
-		return answer_problem(415, "Send application/cloudevents-batch+json.");
+		return answer_problem(415, "Send application/json, events also as application/cloudevents-batch+json.");
 	if (encoding.count > 1 || (encoding.count == 1 && !gzip && strcasecmp(encoding.value, "identity") != 0))
 		return answer_problem(415, "Content-Encoding may be gzip or identity.");
 	if (length.count > 0 && strtoull(length.value, NULL, 10) > options->max_body)
 		return answer_problem(413, "The body is too large.");
-	admission = pool_ask(STATEMENT_ADMIT, request->token_hash, NULL, 0);
+	admission = pool_ask(STATEMENT_ADMIT, &(Parameter) {(const char *) request->token_hash, SM_TOKEN_HASH_LEN});
 	if (admission.problem)
 		return admission;
 	answer_free(&admission);
@@ -302,8 +372,7 @@ begin_request(struct MHD_Connection *connection, Request *request, const char *p
 static enum MHD_Result
 finish_request(struct MHD_Connection *connection, Request *request)
 {
-	const char *data = NULL;
-	size_t		len = 0;
+	Parameter	parameters[SM_MAX_PARAMETERS] = {{(const char *) request->token_hash, SM_TOKEN_HASH_LEN}};
 
 	client_begin(client_of(connection), CLIENT_WAITS);
 	if (request->refusal.status != 0)
@@ -315,15 +384,20 @@ finish_request(struct MHD_Connection *connection, Request *request)
 	}
 	if (request->route->statement == STATEMENT_HEALTH)
 		return send_answer(connection, request, health_ask());
-	if (request->body != NULL)
+	if (request->route->kind == ROUTE_BODY)
 	{
 		int			status = body_end(request->body);
 
 		if (status != 0)
 			return send_answer(connection, request, answer_problem(status, body_problem(status)));
-		data = body_data(request->body, &len);
+		parameters[1] = body_data(request->body);
 	}
-	return send_answer(connection, request, pool_ask(request->route->statement, request->token_hash, data, len));
+	else
+	{
+		parameters[1] = request->name;
+		parameters[2] = request->branch;
+	}
+	return send_answer(connection, request, pool_ask(request->route->statement, parameters));
 }
 
 /* For the log: without spaces, which separate its columns. */
