@@ -22,6 +22,7 @@ INSERT INTO contract_function VALUES
 	('confirm_printer', 'branch text, printer text', NULL),
 	('offline_checklist', 'branch text', NULL),
 	('reconcile', 'branch text, "from" date, "to" date', 'SETOF softmobile.sync_discrepancy'),
+	('resolve_discrepancy', 'id bigint, reason text DEFAULT NULL::text', 'SETOF softmobile.sync_discrepancy'),
 	('verify_delivery', 'branch text', NULL),
 	('sync_explain', 'folio text, branch text DEFAULT NULL::text', 'text'),
 	('metrics', '', 'text'),
@@ -41,7 +42,9 @@ INSERT INTO contract_view VALUES
 	('sync_outbox_stats', 'branch_id text, entity_type text, priority text, total bigint, pending bigint, failed bigint, conflicts bigint, latest_update timestamp with time zone, oldest_pending timestamp with time zone, last_conflict_at timestamp with time zone'),
 	('sync_history', 'id bigint, branch_id text, mode text, status text, started_at timestamp with time zone, finished_at timestamp with time zone, triggered_by text, error_message text, processed_events bigint, differences_detected bigint'),
 	('sync_overview', 'branch_id text, link_state text, since timestamp with time zone, percent numeric, pending bigint, failed bigint, conflicts bigint, oldest_pending_age interval, pending_amount numeric, events_per_minute numeric, success_rate numeric, estimated_completion timestamp with time zone'),
-	('sync_conflicts', NULL), ('sync_discrepancy', NULL), ('folio_control', NULL), ('sync_audit', NULL);
+	('sync_conflicts', NULL),
+	('sync_discrepancy', 'id bigint, branch_id text, kind text, entity_type text, entity_id text, folio text, sku text, local jsonb, central jsonb, detail text, detected_at timestamp with time zone, session_id bigint, status text, resolved_at timestamp with time zone, resolved_by text, reason text'),
+	('folio_control', NULL), ('sync_audit', NULL);
 SELECT CASE WHEN c.oid IS NULL THEN skip('view ' || v.name || ' is not built yet') WHEN v.columns IS NULL THEN pass('view ' || v.name) ELSE
 	is((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, NULL), ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
 		v.columns, 'columns of ' || v.name) END
