@@ -20,21 +20,26 @@ RETURN CASE
 	ELSE 'hybrid_prep' END;
 COMMENT ON FUNCTION softmobile.entity_flag(text) IS 'Which of the settings softmobile.enable_* switches the capture of an entity type.';
 
-CREATE FUNCTION softmobile.column_kind(relation regclass, column_name name) RETURNS text
+CREATE FUNCTION softmobile.column_type(relation regclass, column_name name) RETURNS pg_type
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-	WITH RECURSIVE base (type) AS (
-		SELECT a.atttypid FROM pg_attribute a
-		WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped
-		UNION
-		SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype = 'd')
-	SELECT CASE
-		WHEN base.type = ANY ('{int2, int4, int8, float4, float8, numeric}'::regtype[]::oid[]) THEN 'number'
-		WHEN base.type = ANY ('{date, timestamp, timestamptz}'::regtype[]::oid[]) THEN 'date'
-		ELSE 'other' END
-	FROM base JOIN pg_type t ON t.oid = base.type WHERE t.typtype <> 'd';
+	WITH RECURSIVE below (oid) AS (
+		SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped
+		UNION ALL
+		SELECT y.typbasetype FROM below JOIN pg_type y ON y.oid = below.oid AND y.typtype = 'd')
+	SELECT y FROM below JOIN pg_type y ON y.oid = below.oid WHERE y.typtype <> 'd';
 END;
-COMMENT ON FUNCTION softmobile.column_kind(regclass, name) IS 'Internal: number, date (a timestamp too) or other, by the type under all domains; NULL: there is no such column.';
+COMMENT ON FUNCTION softmobile.column_type(regclass, name) IS 'Internal: type of a column, below any domains; NULL: no such column.';
+
+CREATE FUNCTION softmobile.column_kind(relation regclass, column_name name) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN (SELECT CASE
+		WHEN y.oid IS NULL THEN NULL
+		WHEN y.oid = ANY ('{int2, int4, int8, float4, float8, numeric}'::regtype[]) THEN 'number'
+		WHEN y.oid = ANY ('{date, timestamp, timestamptz}'::regtype[]) THEN 'date'
+		ELSE 'other' END
+	FROM softmobile.column_type(relation, column_name) AS y);
+COMMENT ON FUNCTION softmobile.column_kind(regclass, name) IS 'Internal: number, date (a timestamp too) or other, by the type below any domains; NULL: no such column.';
 
 CREATE FUNCTION softmobile.check_column(relation regclass, column_name name, purpose text, kind text DEFAULT NULL) RETURNS int2
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

@@ -73,50 +73,6 @@ COMMENT ON TYPE softmobile.finding IS 'Internal: a difference. decided false: an
 
 /* The rows of the branch, as SQL text. */
 
-CREATE FUNCTION softmobile.column_type(relation regclass, column_name name) RETURNS pg_type
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-	WITH RECURSIVE below (oid) AS (
-		SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped
-		UNION ALL
-		SELECT y.typbasetype FROM below JOIN pg_type y ON y.oid = below.oid AND y.typtype = 'd')
-	SELECT y FROM below JOIN pg_type y ON y.oid = below.oid WHERE y.typtype <> 'd';
-END;
-COMMENT ON FUNCTION softmobile.column_type(regclass, name) IS 'Internal: type of a column, below any domains; NULL: no such column.';
-
-CREATE FUNCTION softmobile.column_text(relation regclass, column_name name, form text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	expression text := 't.' || quote_ident(column_name);
-	base pg_type := softmobile.column_type(relation, column_name);
-BEGIN
-	IF base.oid IS NULL THEN
-		RETURN 'NULL::text';
-	END IF;
-	IF base.oid >= 16384 AND (base.typtype <> 'b' OR base.typelem <> 0) THEN
-		-- An ordinary user's type may have a cast to text or json that he wrote; its output function is PostgreSQL's own.
-		expression := format('CASE WHEN num_nulls(%1$s) = 0 THEN format(''%%s'', %1$s) END', expression);
-		RETURN CASE form WHEN 'json' THEN format('to_json(%s)::text', expression) ELSE expression END;
-	END IF;
-	RETURN CASE
-		WHEN form = 'json' THEN format('to_json(%s)::text', expression)
-		-- The same as below, in less time; and json, which an entity_id takes as it is.
-		WHEN base.oid = ANY ('{int2, int4, int8, numeric, bool, text, varchar, uuid}'::regtype[]) OR form = 'id' AND base.oid = 'json'::regtype
-			THEN expression || '::text'
-		WHEN form = 'id' THEN format('(to_json(%s) #>> ''{}'')', expression)
-		ELSE format('(to_jsonb(%s) #>> ''{}'')', expression) END;
-END
-$$;
-COMMENT ON FUNCTION softmobile.column_text(regclass, name, text) IS
-'Internal: SQL for a column of table t as events show it. form id: as in an entity_id; value: as central reads it in its jsonb; json: its JSON. A column that the table does not have is NULL. To be run under the settings of reconcile().';
-
-CREATE FUNCTION softmobile.usable_branch(value text) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN octet_length(btrim(value, ' ')) BETWEEN 1 AND 100 AND btrim(value, ' ') !~ '[\u0001-\u001f\u007f]' THEN btrim(value, ' ') END;
-COMMENT ON FUNCTION softmobile.usable_branch(text) IS
-'Internal: the branch id that a branch column holds, as capture reads it; NULL when it is none. No search_path, so that it is inlined; its operators were bound when it was created.';
-
 CREATE FUNCTION softmobile.date_condition(relation regclass, column_name name, "from" date, "to" date) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET DateStyle = 'ISO'
 AS $$
@@ -146,16 +102,13 @@ AS $$
 DECLARE
 	otherwise text := coalesce(nullif(softmobile.database_setting('softmobile.branch_id'), ''), current_database());
 	c softmobile.captured_table;
-	not_its_own regclass[];
 	conditions text[];
 	parts text[] := '{}';
 BEGIN
 	FOR c IN SELECT t.* FROM softmobile.captured_table t WHERE t.entity_no = branch_rows.entity_no ORDER BY t.relation::text LOOP
 		conditions := '{}';
 		IF cardinality(c.branch_columns) > 0 THEN
-			conditions := conditions || format('coalesce(%s, %L) = %L',
-				(SELECT string_agg(format('softmobile.usable_branch(%s)', softmobile.column_text(c.relation, b.name, 'id')), ', ' ORDER BY b.n)
-					FROM unnest(c.branch_columns) WITH ORDINALITY AS b (name, n)), otherwise, branch);
+			conditions := conditions || format('%s = %L', softmobile.branch_of(c, otherwise), branch);
 		ELSIF branch <> otherwise THEN
 			-- Rows of a table without a branch column are all of one branch.
 			CONTINUE;
@@ -163,21 +116,10 @@ BEGIN
 		IF date_column IS NOT NULL THEN
 			conditions := conditions || softmobile.date_condition(c.relation, date_column, "from", "to");
 		END IF;
-		-- Foreign partitions are not captured; children that are attached by themselves have their own row.
-		not_its_own := ARRAY(
-			SELECT o FROM softmobile.tree_of(c.relation) AS o JOIN pg_class r ON r.oid = o WHERE r.relkind NOT IN ('r', 'p')
-			UNION
-			SELECT o FROM softmobile.tree_of(c.relation) AS child JOIN softmobile.captured_table t ON t.relation = child AND child <> c.relation
-				CROSS JOIN LATERAL softmobile.tree_of(child) AS o);
-		IF cardinality(not_its_own) > 0 THEN
-			conditions := conditions || format('t.tableoid <> ALL (%L::oid[])', not_its_own::oid[]);
-		END IF;
+		conditions := conditions || softmobile.rows_of_its_own(c.relation);
 		parts := parts || concat(
 			format('SELECT %s AS entity_id, %s AS folio, ARRAY[%s]::text[] AS "values" FROM %s AS t',
-				CASE cardinality(c.key_columns)
-					WHEN 1 THEN format('coalesce(%s, '''')', softmobile.column_text(c.relation, c.key_columns[1], 'id'))
-					ELSE (SELECT format('''['' || %s || '']''', string_agg(format('coalesce(%s, ''null'')', softmobile.column_text(c.relation, k.name, 'json')), ' || '','' || ' ORDER BY k.n))
-						FROM unnest(c.key_columns) WITH ORDINALITY AS k (name, n)) END,
+				softmobile.entity_id_of(c),
 				softmobile.column_text(c.relation, c.folio_column, 'value'),
 				(SELECT string_agg(softmobile.column_text(c.relation, v.name, 'value'), ', ' ORDER BY v.n) FROM unnest(columns) WITH ORDINALITY AS v (name, n)),
 				c.relation),
