@@ -12,7 +12,7 @@
  *	4. under one snapshot, each branch that is free gets its next batch (batch.c);
  *	5. the WAL is flushed past everything that the snapshot showed: no event
  *	   leaves before its commit is on disk;
- *	6. the batches are submitted.
+ *	6. the batches are submitted, and what carries no event (probe.c).
  *
  * One batch per branch is in flight, so one branch's trouble never delays
  * another's.  Lanes of an older epoch go first, HIGH before NORMAL before LOW.
@@ -40,7 +40,6 @@
 
 /* Longest answer that is read: a receipt can refuse every event of a batch. */
 #define MAX_RECEIPT			(8 * 1024 * 1024)
-#define MAX_PROBE_ANSWER	65536
 
 /* Waits between looks when nothing else calls for one. */
 #define IDLE_MS				5000
@@ -54,16 +53,6 @@ static Oid	extension_oid = InvalidOid;
 static int	in_flight = 0;
 static bool snapshots_left = true;	/* tables attached with initial => 'snapshot' */
 
-/* What a request that is no batch was for. */
-typedef struct Probe
-{
-	bool		is_probe;		/* first, to tell it from a batch */
-	SmEndpoint *endpoint;
-	SmBranch   *branch;			/* checked for a sync_run(); NULL: the link's own probe */
-} Probe;
-
-static List *probes = NIL;
-
 void
 sm_delivery_init(Oid extension)
 {
@@ -71,8 +60,9 @@ sm_delivery_init(Oid extension)
 	extension_oid = extension;
 }
 
-static void
-begin(void)
+/* A transaction of the worker; it leaves when the extension is no more. */
+void
+sm_delivery_begin(void)
 {
 	if (!sm_outbox_begin(extension_oid))
 		sm_process_leave(SM_VERDICT_LEFT);
@@ -123,37 +113,6 @@ submit(SmBatch *batch, const char *token)
 	return sm_http_submit(&request);
 }
 
-static bool
-submit_probe(SmEndpoint *endpoint, SmBranch *branch)
-{
-	MemoryContext caller;
-	Probe	   *probe = MemoryContextAllocZero(sm_delivery_cxt, sizeof(Probe));
-	char	   *token;
-	SmHttpRequest request = {
-		.method = "GET",
-		.url = psprintf("%s/health", endpoint->url),
-		.connect_timeout_ms = sm_connect_timeout,
-		.request_timeout_ms = sm_request_timeout,
-		.max_response = MAX_PROBE_ANSWER,
-		.tag = probe,
-	};
-
-	(void) sm_endpoint_token(sm_auth_token_file, &token);
-	request.bearer = token;
-	probe->is_probe = true;
-	probe->endpoint = endpoint;
-	probe->branch = branch;
-	if (!sm_http_submit(&request))
-	{
-		pfree(probe);
-		return false;
-	}
-	caller = MemoryContextSwitchTo(sm_delivery_cxt);
-	probes = lappend(probes, probe);
-	MemoryContextSwitchTo(caller);
-	return true;
-}
-
 /* Nothing is left to send: the session is over, unless its link has yet to be checked. */
 static void
 branch_is_drained(SmBranch *branch)
@@ -168,7 +127,7 @@ branch_is_drained(SmBranch *branch)
 	if (branch->manual && !branch->checked && branch->session_error == NULL)
 	{
 		if (!branch->checking)
-			branch->checking = submit_probe(branch->endpoint, branch);
+			branch->checking = sm_probe_branch(branch);
 		return;
 	}
 	sm_session_end(branch, branch->session_error);
@@ -214,6 +173,9 @@ static bool
 may_send(SmBranch *branch, TimestampTz now)
 {
 	if (branch->endpoint == NULL || !branch->active || branch->in_flight != NULL || branch->checking)
+		return false;
+	/* Which numbers were used before must be known, unless the link is known to be down. */
+	if (branch->verify == SM_VERIFY_ASKED || (branch->verify == SM_VERIFY_DUE && !branch->endpoint->down))
 		return false;
 	if (branch->force)
 		return true;
@@ -299,40 +261,13 @@ submit_batches(List *batches)
 			continue;
 		}
 		batch->branch->in_flight = NULL;
-		begin();
+		sm_delivery_begin();
 		sm_answer_unsendable(batch, problem ? problem : "configuration: no further request is possible");
 		sm_session_commit();
 	}
 }
 
 /* --- answers --- */
-
-static void
-handle_probe(Probe *probe, const SmHttpResult *result)
-{
-	SmEndpoint *endpoint = probe->endpoint;
-	bool		answered = result->outcome == SM_HTTP_ANSWERED || result->outcome == SM_HTTP_PROTOCOL;
-	SmBranch   *branch = probe->branch;
-
-	endpoint->probing = false;
-	begin();
-	if (!answered)
-		sm_endpoint_failed(endpoint);
-	else if (sm_endpoint_answered(endpoint))
-		sm_requeue_link_back(endpoint);
-	if (branch != NULL)
-	{
-		branch->checking = false;
-		branch->checked = true;
-		if (!answered && branch->session != 0)
-			sm_session_end(branch, result->outcome == SM_HTTP_OFFLINE ? "offline" :
-									psprintf("%s: %s", result->outcome == SM_HTTP_TLS ? "tls" : "configuration", result->error));
-		branch->force = answered;
-	}
-	sm_session_commit();
-	probes = list_delete_ptr(probes, probe);
-	pfree(probe);
-}
 
 static bool
 take_answers(void)
@@ -344,31 +279,15 @@ take_answers(void)
 	while (sm_http_next_result(&result))
 	{
 		any = true;
-		if (list_member_ptr(probes, result.tag))
-			handle_probe(result.tag, &result);
-		else
+		if (!sm_probe_handle(&result))
 		{
 			in_flight--;
-			begin();
+			sm_delivery_begin();
 			sm_answer_handle(result.tag, &result);
 			sm_session_commit();
 		}
 	}
 	return any;
-}
-
-static void
-send_probes(TimestampTz now)
-{
-	ListCell   *lc;
-
-	foreach(lc, sm_delivery_branches)
-	{
-		SmEndpoint *endpoint = ((SmBranch *) lfirst(lc))->endpoint;
-
-		if (endpoint != NULL && sm_endpoint_probe_due(endpoint, now))
-			endpoint->probing = submit_probe(endpoint, NULL);
-	}
 }
 
 /* --- the pass --- */
@@ -407,7 +326,7 @@ sm_delivery_check_identity(void)
 {
 	char	   *why;
 
-	begin();
+	sm_delivery_begin();
 	sm_outbox_abandon_sessions();
 	why = sm_outbox_check_identity();
 	if (why != NULL)
@@ -431,7 +350,7 @@ sm_delivery_pass(void)
 	again = take_answers();
 	now = GetCurrentTimestamp();
 
-	begin();
+	sm_delivery_begin();
 	if (sm_outbox_lanes_changed())
 	{
 		sm_registry_reload();
@@ -444,13 +363,13 @@ sm_delivery_pass(void)
 		sm_requeue_take_run(&ticket);
 	sm_session_commit();
 
-	begin();
+	sm_delivery_begin();
 	batches = pick_batches(now);
 	if (snapshots_left || batches == NIL)
 		snapshots_left = sm_outbox_snapshot_step();
 	sm_session_commit();
 	submit_batches(batches);
-	send_probes(now);
+	sm_probe_send_due(now);
 	return again || snapshots_left;
 }
 
@@ -490,6 +409,8 @@ sm_delivery_timeout_ms(void)
 			next = earlier(next, branch->endpoint->next_probe);
 		if (branch->not_before > now)
 			next = earlier(next, branch->not_before);
+		if (branch->verify == SM_VERIFY_DONE)
+			next = earlier(next, branch->verify_at);
 		if (branch->held)		/* the token file is looked at */
 			next = earlier(next, TimestampTzPlusMilliseconds(now, HELD_MS));
 		foreach(cell, branch->lanes)

@@ -7,6 +7,7 @@
 #define SM_DELIVERY_H
 
 #include "gaps.h"
+#include "http.h"
 #include "lanes.h"
 #include "outbox.h"
 #include "request.h"
@@ -96,6 +97,14 @@ typedef struct SmLane
 	bool		stalled;		/* ... or at a gap of which nothing could be told yet */
 } SmLane;
 
+/* How it stands with the comparison of numbers with central (probe.c). */
+typedef enum SmVerify
+{
+	SM_VERIFY_DUE,				/* to be asked before anything else is sent */
+	SM_VERIFY_ASKED,			/* on its way */
+	SM_VERIFY_DONE				/* asked, or not to be had; again at verify_at */
+} SmVerify;
+
 typedef struct SmBranch
 {
 	char	   *id;
@@ -118,6 +127,11 @@ typedef struct SmBranch
 	TimestampTz requeue_at;		/* failed batches are requeued then; 0: none failed */
 	bool		held;			/* waits for the retry interval or a new token */
 	bool		force;			/* try now, though the link is down */
+
+	SmVerify	verify;
+	TimestampTz verify_at;
+	int64		void_upto;		/* ledger row up to which central knows void numbers */
+	SmVerification found;		/* at the last comparison */
 
 	/* session */
 	int64		session;		/* 0: none */
@@ -143,10 +157,17 @@ extern List *sm_delivery_unregistered;	/* of SmLane */
 
 /* delivery.c */
 extern void sm_delivery_init(Oid extension);
+extern void sm_delivery_begin(void);
 extern void sm_delivery_check_identity(void);
 extern void sm_delivery_token_changed(void);
 extern bool sm_delivery_pass(void);
 extern long sm_delivery_timeout_ms(void);
+
+/* probe.c */
+pg_nodiscard extern bool sm_probe_branch(SmBranch *branch);
+extern void sm_probe_send_due(TimestampTz now);
+extern bool sm_probe_handle(const SmHttpResult *result);
+extern void sm_probe_verify_again(SmEndpoint *endpoint);
 
 /* session.c: within a transaction; sm_session_commit() ends it */
 extern void sm_session_open(SmBranch *branch, bool manual, const char *user, const char *reason);

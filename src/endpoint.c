@@ -88,6 +88,7 @@ sm_endpoint_answered(SmEndpoint *endpoint)
 	if (!endpoint->down)
 		return false;
 	endpoint->down = false;
+	sm_probe_verify_again(endpoint);
 	ereport(LOG,
 			(errmsg("softmobile: link to %s is back after %ld seconds", endpoint->url,
 					(long) ((GetCurrentTimestamp() - endpoint->down_since) / USECS_PER_SEC))));

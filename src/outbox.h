@@ -96,6 +96,15 @@ typedef struct SmRequestRow
 	SmRanges	seqs;
 } SmRequestRow;
 
+/* What a comparison of numbers with central found. */
+typedef struct SmVerification
+{
+	int64		missing;		/* central acknowledged them and does not have them */
+	int64		unknown;		/* central has them and this database does not */
+	int64		forks;			/* came with two events */
+	char	   *why;			/* a new epoch is needed; NULL: it is not */
+} SmVerification;
+
 /*
  * Rows of the log, one call each; false ends the reading.  The event's memory is
  * valid during the call only.
@@ -142,6 +151,10 @@ extern void sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow
 extern int64 sm_outbox_requeue_exceptions(const char *branch, int64 min_age_us);
 extern TimestampTz sm_outbox_next_exception(const char *branch);
 extern int64 sm_outbox_retry_exceptions(Datum ids);
+
+/* Numbers here and at central: outbox_verify.c */
+extern char *sm_outbox_verify_question(const char *branch, int64 void_after, int64 *void_upto);
+extern bool sm_outbox_take_verification(const char *branch, const char *answer, SmVerification *found);
 
 /* Sessions, requests, housekeeping: outbox_session.c */
 extern int64 sm_outbox_open_session(const char *branch, bool manual, const char *user, const char *reason);

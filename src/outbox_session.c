@@ -161,7 +161,7 @@ sm_outbox_resend(int lane_id, const SmRanges *seqs)
 		" WHERE l.lane_id = $1 AND e.lane_id = l.log_id AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)"
 		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = l.lane_id AND x.seq = e.seq)"
 		" GROUP BY l.lane_id)"
-		" UPDATE softmobile.outbox_lane l SET settled = s.settled_all - again.seqs,"
+		" UPDATE softmobile.outbox_lane l SET settled = s.settled_all - again.seqs, closed = false,"
 		" settled_batch = (SELECT coalesce(max(b.batch_id), 0) FROM softmobile.outbox_batch b WHERE b.lane_id = l.lane_id)"
 		" FROM again JOIN softmobile.outbox_lane_state s USING (lane_id)"
 		" WHERE l.lane_id = again.lane_id RETURNING again.seqs", 2, {INT4OID, TEXTOID}

@@ -146,7 +146,11 @@ apply_retry(const SmRequestRow *row)
 static void
 apply_resend(const SmRequestRow *row)
 {
+	SmRanges	seqs = sm_outbox_resend(row->lane_id, &row->seqs);
 	ListCell   *lc;
+
+	if (seqs.n == 0)
+		return;
 
 	foreach(lc, sm_delivery_branches)
 	{
@@ -156,15 +160,15 @@ apply_resend(const SmRequestRow *row)
 		foreach(cell, branch->lanes)
 		{
 			SmLane	   *lane = lfirst(cell);
-			SmRanges	seqs;
 
 			if (lane->lane_id != row->lane_id)
 				continue;
-			seqs = sm_outbox_resend(lane->lane_id, &row->seqs);
-			if (seqs.n > 0)
-				(void) sm_batch_restore(lane, &seqs);
+			(void) sm_batch_restore(lane, &seqs);
+			return;
 		}
 	}
+	/* A lane that was closed is open again, and read from its first number that is not settled. */
+	sm_outbox_lanes_stale();
 }
 
 void

@@ -165,6 +165,7 @@ CREATE TABLE softmobile.outbox_batch (
 	session_id bigint
 );
 CREATE INDEX outbox_batch_by_lane ON softmobile.outbox_batch (lane_id, batch_id);
+CREATE INDEX outbox_batch_void ON softmobile.outbox_batch (lane_id) WHERE kind = 'void';
 CREATE INDEX outbox_batch_by_seq ON softmobile.outbox_batch (lane_id, last_seq, batch_id);
 COMMENT ON TABLE softmobile.outbox_batch IS 'The ledger: one row per settled batch, answering when and how an event was delivered; kind void: numbers of rolled-back transactions.';
 COMMENT ON COLUMN softmobile.outbox_batch.members IS 'Exact numbers of the lane that this batch settled.';

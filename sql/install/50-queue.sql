@@ -148,7 +148,7 @@ BEGIN
 	END IF;
 	SELECT l.* INTO target
 	FROM softmobile.outbox_lane_state l JOIN softmobile.outbox_epoch e USING (epoch_no)
-	WHERE l.branch_id = resend.branch AND l.priority = upper(resend.lane) AND NOT l.closed
+	WHERE l.branch_id = resend.branch AND l.priority = upper(resend.lane)
 		AND (e.epoch = resend.epoch OR resend.epoch IS NULL AND e.registered)
 	ORDER BY l.epoch_no DESC LIMIT 1;
 	IF NOT FOUND THEN
@@ -270,9 +270,14 @@ BEGIN
 				RETURN format('segment %s is being read', old.segment);
 			END;
 			DELETE FROM softmobile.outbox_segment s WHERE s.segment = old.segment;
-			-- The ledger goes with the events that it tells of.
-			DELETE FROM softmobile.outbox_batch b WHERE b.settled_at < old.closed_at - retention
-				AND b.batch_id <= (SELECT l.settled_batch FROM softmobile.outbox_lane l WHERE l.lane_id = b.lane_id);
+			-- The ledger goes with the events that it tells of. Which numbers are void stays known, in one row of each lane.
+			WITH gone AS (
+				DELETE FROM softmobile.outbox_batch b WHERE b.settled_at < old.closed_at - retention
+					AND b.batch_id <= (SELECT l.settled_batch FROM softmobile.outbox_lane l WHERE l.lane_id = b.lane_id)
+				RETURNING b.*)
+			INSERT INTO softmobile.outbox_batch (batch_id, lane_id, kind, members, last_seq, events, settled_at)
+			SELECT min(g.batch_id), g.lane_id, 'void', range_agg(g.members), max(g.last_seq), 0, max(g.settled_at)
+			FROM gone g WHERE g.kind = 'void' GROUP BY g.lane_id;
 			RETURN format('segment %s emptied', old.segment);
 		END IF;
 	END LOOP;
