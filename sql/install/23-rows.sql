@@ -54,7 +54,10 @@ CREATE FUNCTION softmobile.branch_of(c softmobile.captured_table, otherwise text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 RETURN CASE cardinality(c.branch_columns)
 	WHEN 0 THEN quote_literal(otherwise)
-	ELSE (SELECT format('coalesce(%s, %L)', string_agg(format('softmobile.usable_branch(%s)', softmobile.column_text(c.relation, b.name, 'id')), ', ' ORDER BY b.n), otherwise)
+	ELSE (SELECT format('coalesce(%s, %L)', string_agg(format(
+			-- The text of a number or UUID needs no look.
+			CASE WHEN (softmobile.column_type(c.relation, b.name)).oid = ANY ('{int2, int4, int8, uuid}'::regtype[]) THEN '%s' ELSE 'softmobile.usable_branch(%s)' END,
+			softmobile.column_text(c.relation, b.name, 'id')), ', ' ORDER BY b.n), otherwise)
 		FROM unnest(c.branch_columns) WITH ORDINALITY AS b (name, n)) END;
 COMMENT ON FUNCTION softmobile.branch_of(softmobile.captured_table, text) IS 'Internal: SQL for the branch of a row of t; otherwise: of rows whose branch columns name none.';
 

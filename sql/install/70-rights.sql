@@ -32,6 +32,11 @@ BEGIN
 			RAISE EXCEPTION 'unknown kind of role "%"', kind
 				USING ERRCODE = 'invalid_parameter_value', HINT = 'Use operator, auditor, app or worker.';
 	END CASE;
+	IF kind <> 'worker' THEN
+		-- Where receipts are.
+		EXECUTE format('GRANT SELECT ON softmobile.folio_control TO %I', role);
+		EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.folio_control_of(text, date, date) TO %I', role);
+	END IF;
 END
 $$;
 COMMENT ON FUNCTION softmobile.grant_role(name, text) IS
