@@ -37,6 +37,11 @@
 #define SM_MIN_RETENTION_MIN		1
 #define SM_DEFAULT_RETENTION_MIN	(30 * 24 * 60)
 #define SM_MAX_RETENTION_MIN		(10 * 366 * 24 * 60)
+#define SM_MIN_BACKUP_WINDOW_MIN	0
+#define SM_DEFAULT_BACKUP_WINDOW_MIN (14 * 24 * 60)
+#define SM_MIN_REFERENCE_KB			1
+#define SM_DEFAULT_REFERENCE_KB		(64 * 1024)
+#define SM_MAX_REFERENCE_KB			(256 * 1024)
 
 char	   *sm_central_url = NULL;
 char	   *sm_auth_token_file = NULL;
@@ -59,6 +64,8 @@ int			sm_compression = SM_COMPRESSION_GZIP;
 int			sm_connect_timeout = SM_DEFAULT_CONNECT_MS;
 int			sm_request_timeout = SM_DEFAULT_REQUEST_MS;
 int			sm_retention = SM_DEFAULT_RETENTION_MIN;
+int			sm_central_backup_window = SM_DEFAULT_BACKUP_WINDOW_MIN;
+int			sm_reference_max_size = SM_DEFAULT_REFERENCE_KB;
 char	   *sm_worker_role = NULL;
 
 static const struct config_enum_entry unknown_branch_options[] = {
@@ -270,11 +277,53 @@ define_delivery(void)
 							   &sm_worker_role, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
 }
 
+static void
+define_offline(void)
+{
+	DefineCustomIntVariable("softmobile.central_backup_window",
+							"How far back a restore at headquarters can set central.",
+							"softmobile.retention must exceed it, and by the length of a cut.",
+							&sm_central_backup_window, SM_DEFAULT_BACKUP_WINDOW_MIN,
+							SM_MIN_BACKUP_WINDOW_MIN, SM_MAX_RETENTION_MIN, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("softmobile.reference_max_size",
+							"Largest document of reference data that prepare_offline() takes.",
+							"A larger one is refused, and the version that is there stays.",
+							&sm_reference_max_size, SM_DEFAULT_REFERENCE_KB,
+							SM_MIN_REFERENCE_KB, SM_MAX_REFERENCE_KB, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+}
+
+void
+sm_guc_report_flags(void)
+{
+	static bool reported[3] = {false};
+	const struct
+	{
+		const char *name;
+		const char *what;
+		bool		enabled;
+	}			flags[] = {
+		{"softmobile.enable_purchases_sales", "purchases and sales", sm_enable_purchases_sales},
+		{"softmobile.enable_transfers", "transfers", sm_enable_transfers},
+		{"softmobile.enable_hybrid_prep", "what is neither purchase, sale nor transfer", sm_enable_hybrid_prep},
+	};
+
+	for (int i = 0; i < lengthof(flags); i++)
+	{
+		if (!flags[i].enabled && !reported[i])
+			ereport(WARNING,
+					(errmsg("softmobile: %s: not captured, and never sent", flags[i].what),
+					 errdetail("The setting %s is off.", flags[i].name),
+					 errhint("Set it on again; changes made meanwhile reach central only by reconciliation.")));
+		reported[i] = !flags[i].enabled;
+	}
+}
+
 void
 sm_guc_init(void)
 {
 	define_central();
 	define_capture();
 	define_delivery();
+	define_offline();
 	MarkGUCPrefixReserved("softmobile");
 }

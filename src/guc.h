@@ -49,7 +49,14 @@ extern int	sm_request_timeout;
 extern int	sm_retention;
 extern char *sm_worker_role;
 
+/* offline operation; minutes, kilobytes */
+extern int	sm_central_backup_window;
+extern int	sm_reference_max_size;
+
 extern void sm_guc_init(void);
+
+/* Worker: warns of each flag softmobile.enable_* that is off, once until it is on again. */
+extern void sm_guc_report_flags(void);
 
 /* NULL when the URL can be a central_url, else what is wrong with it. */
 extern const char *sm_guc_url_problem(const char *url);

@@ -81,6 +81,7 @@ reload_settings(void)
 {
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
+	sm_guc_report_flags();
 	configure_http();
 	sm_outbox_lanes_stale();
 }
@@ -146,6 +147,7 @@ softmobile_worker_main(Datum main_arg)
 	sm_delivery_check_identity();
 	pass_cxt = AllocSetContextCreate(TopMemoryContext, "softmobile pass", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(pass_cxt);
+	sm_guc_report_flags();
 	sm_shmem_worker_ready();
 
 	for (;;)

@@ -209,7 +209,8 @@ BEGIN
 	INSERT INTO softmobile.branch AS b (branch_id, name, central_url, active, receipts, registered_by)
 	VALUES (branch_id, btrim(name), nullif(central_url, ''), coalesce(active, true), receipts, softmobile.calling_role())
 	ON CONFLICT ON CONSTRAINT branch_pkey DO UPDATE
-	SET name = excluded.name, central_url = excluded.central_url, active = excluded.active, receipts = excluded.receipts;
+	SET name = excluded.name, central_url = excluded.central_url, active = excluded.active, receipts = excluded.receipts,
+		registered_by = CASE b.registered_by WHEN 'first sight' THEN excluded.registered_by ELSE b.registered_by END;
 	PERFORM softmobile.add_branch_lanes(branch_id);
 	PERFORM softmobile.record_audit('register_branch', branch_id, softmobile.current_reason(), NULL, NULL,
 		jsonb_build_object('name', btrim(name), 'central_url', central_url, 'active', active, 'receipts', receipts), softmobile.calling_role());

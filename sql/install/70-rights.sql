@@ -15,10 +15,15 @@ BEGIN
 			-- Sells, sets reasons, looks at the queue's figures, runs a synchronisation.
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox_stats, softmobile.sync_history TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.worker_status() TO %I', role);
+			EXECUTE format('GRANT SELECT ON softmobile.reference_data, softmobile.reference_data_status TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.offline_checklist(text, integer) TO %I', role);
 		WHEN 'operator' THEN
+			EXECUTE format('GRANT SELECT ON softmobile.reference_data, softmobile.reference_data_status, softmobile.offline_preparation, softmobile.printer_confirmation, softmobile.backup_record TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.offline_checklist(text, integer), softmobile.prepare_offline(text, text[], interval), softmobile.confirm_printer(text, text), softmobile.forget_printer(text, text), softmobile.record_backup(text, timestamptz, text) TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.ledger_of(integer, bigint), softmobile.sync_run(text, interval), softmobile.worker_status(), softmobile.requeue_failed_outbox_entries(text, interval), softmobile.sync_outbox_retry(uuid[], text), softmobile.resend(text, text, int8multirange, text, uuid), softmobile.verify_delivery(text, boolean), softmobile.register_branch(text, text, text, boolean, text) TO %I', role);
 		WHEN 'auditor' THEN
+			EXECUTE format('GRANT SELECT ON softmobile.reference_data_status, softmobile.offline_preparation, softmobile.printer_confirmation, softmobile.backup_record TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table, softmobile.outbox_batch, softmobile.outbox_exception, softmobile.outbox_epoch TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.ledger_of(integer, bigint), softmobile.verify_delivery(text, boolean) TO %I', role);
 		WHEN 'worker' THEN
@@ -40,7 +45,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.grant_role(name, text) IS
-'Grants a role what its kind needs. app: sells, runs sync_run(), sees figures but no payloads; operator: also the queue, retries, branches; auditor: reads everything of the queue, changes nothing; worker: what softmobile.worker_role must have. Errors: 42704, 22023. Run by the owner of the extension.';
+'Grants a role what its kind needs. app: sells, runs sync_run() and the checklist, sees figures but no payloads, and the reference data; operator: also the preparation of a cut, the queue, retries, branches; auditor: reads everything of the queue, changes nothing; worker: what softmobile.worker_role must have. Errors: 42704, 22023. Run by the owner of the extension.';
 
 REVOKE ALL ON ALL TABLES IN SCHEMA softmobile FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA softmobile FROM PUBLIC;
