@@ -122,7 +122,7 @@ BEGIN
 	SELECT * INTO s FROM softmobile.sync_run(branch, timeout);
 	ok := s.status = 'success';
 	detail := CASE s.status
-		WHEN 'success' THEN format('Everything was sent; %s events in this session.', s.processed_events)
+		WHEN 'success' THEN format('Everything was sent; events in this session: %s.', s.processed_events)
 		WHEN 'running' THEN format('Still sending after %s.', softmobile.in_words(timeout))
 		ELSE format('The synchronisation failed: %s.', coalesce(s.error_message, 'no reason given')) END;
 	hint := CASE s.status
@@ -152,11 +152,11 @@ BEGIN
 	FROM softmobile.sync_outbox_stats s WHERE s.branch_id = branch;
 	RETURN QUERY
 		SELECT 'queue', waiting + failed = 0,
-			CASE WHEN waiting + failed = 0 THEN 'Nothing waits.' ELSE format('%s events wait, %s have failed.', waiting, failed) END,
+			CASE WHEN waiting + failed = 0 THEN 'Nothing waits.' ELSE format('Events waiting: %s, failed: %s.', waiting, failed) END,
 			CASE WHEN waiting + failed > 0 THEN 'SELECT * FROM softmobile.sync_outbox WHERE status <> ''SENT'' says which, and why.' END
 		UNION ALL
 		SELECT 'conflicts', conflicts = 0,
-			CASE WHEN conflicts = 0 THEN 'There is no conflict.' ELSE format('%s events are in conflict with what central holds.', conflicts) END,
+			CASE WHEN conflicts = 0 THEN 'There is no conflict.' ELSE format('Events in conflict with what central holds: %s.', conflicts) END,
 			CASE WHEN conflicts > 0 THEN 'Resolve them: softmobile.sync_conflicts shows them, softmobile.resolve_conflict() decides.' END;
 END
 $$;
@@ -272,7 +272,7 @@ BEGIN
 
 	ok := strange = 0;
 	detail := CASE WHEN offered = '{}' THEN 'Central offers no reference data.' ELSE format('Central offers %s.', array_to_string(offered, ', ')) END
-		|| CASE WHEN strange > 0 THEN format(' %s entries of its list cannot be used.', strange) ELSE '' END;
+		|| CASE WHEN strange > 0 THEN format(' Entries of its list that cannot be used: %s.', strange) ELSE '' END;
 	hint := CASE WHEN strange > 0 THEN 'Have headquarters look at its list: GET /reference.' END;
 	RETURN NEXT;
 
@@ -304,7 +304,7 @@ COMMENT ON FUNCTION softmobile.prepare_reference(text, text[]) IS 'Internal: thi
 
 CREATE FUNCTION softmobile.prepare_offline(branch text, resources text[] DEFAULT NULL, timeout interval DEFAULT '60 s')
 RETURNS TABLE (step text, ok boolean, detail text, hint text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD'
 AS $$
 DECLARE
 	started timestamptz := clock_timestamp();

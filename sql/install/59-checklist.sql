@@ -48,20 +48,20 @@ BEGIN
 	SELECT * INTO unsuccessful FROM softmobile.sync_session s WHERE s.branch_id = branch AND s.status = 'failed' ORDER BY s.id DESC LIMIT 1;
 
 	RETURN NEXT softmobile.check_row('Previous synchronisation completed and queue clean', latest.status = 'success' AND waiting + failed = 0,
-		CASE WHEN latest.id IS NULL THEN 'This branch was never synchronised.'
+		CASE WHEN latest.id IS NULL THEN 'This branch was never synchronised;'
 			WHEN latest.status = 'success' THEN format('The last session succeeded, %s ago;', softmobile.in_words(clock_timestamp() - latest.finished_at))
 			WHEN latest.status = 'running' THEN format('A session is running since %s;', date_trunc('second', latest.started_at))
 			ELSE format('The last session failed: %s;', coalesce(latest.error_message, 'no reason given')) END
-		|| format(' %s events wait, %s have failed.', waiting, failed),
+		|| format(' events waiting: %s, failed: %s.', waiting, failed),
 		format('SELECT * FROM softmobile.sync_run(%L);', branch),
 		'previous_sync', 1);
 
 	RETURN NEXT softmobile.check_row('No conflicts', conflicts = 0,
-		CASE WHEN conflicts = 0 THEN 'No event is in conflict with what central holds.' ELSE format('%s events are in conflict with what central holds.', conflicts) END,
+		CASE WHEN conflicts = 0 THEN 'No event is in conflict with what central holds.' ELSE format('Events in conflict with what central holds: %s.', conflicts) END,
 		'softmobile.sync_conflicts shows them, softmobile.resolve_conflict() decides.', 'conflicts', 1);
 
 	RETURN NEXT softmobile.check_row('No failed events', failed = 0,
-		CASE WHEN failed = 0 THEN 'No event has failed.' ELSE format('%s events have failed.', failed) END,
+		CASE WHEN failed = 0 THEN 'No event has failed.' ELSE format('Failed events: %s.', failed) END,
 		format('SELECT * FROM softmobile.sync_outbox WHERE branch_id = %L AND status = ''FAILED''; error_message says why.', branch), 'failed', NULL);
 
 	RETURN NEXT softmobile.check_row('Nothing waits for long', oldest IS NULL OR oldest > clock_timestamp() - sync_interval,
@@ -82,8 +82,8 @@ BEGIN
 			AND (e.last_attempt_at < clock_timestamp() - retry_interval OR e.attempt_count >= current_setting('softmobile.max_attempts')::integer)) AS x;
 	RETURN NEXT softmobile.check_row('Automatic retries confirmed (attempt_count = 0, PENDING)', overdue = 0,
 		CASE WHEN overdue = 0 THEN format('No event failed longer ago than the retry interval, %s.', softmobile.in_words(retry_interval))
-			ELSE format('%s events are FAILED and not tried again%s: %s.', overdue,
-				CASE WHEN given_up > 0 THEN format(', %s of them for good after softmobile.max_attempts', given_up) ELSE '' END, coalesce(first_overdue, 'no reason given')) END,
+			ELSE format('Events that are FAILED for longer than the retry interval: %s%s: %s.', overdue,
+				CASE WHEN given_up > 0 THEN format(', %s of them for good, after softmobile.max_attempts', given_up) ELSE '' END, coalesce(first_overdue, 'no reason given')) END,
 		CASE WHEN given_up > 0 THEN 'Correct what central objects to, then softmobile.sync_outbox_retry(ids, reason).'
 			ELSE format('They go by themselves when the link is back; SELECT softmobile.requeue_failed_outbox_entries(%L); does it at once.', branch) END,
 		'retries', 4);
@@ -107,11 +107,11 @@ CREATE FUNCTION softmobile.check_discrepancies(branch text, days integer) RETURN
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	open bigint := (SELECT count(*) FROM softmobile.sync_discrepancy d WHERE d.branch_id = branch AND d.resolved_at IS NULL);
+	open bigint := (SELECT count(*) FROM softmobile.sync_discrepancy d WHERE d.branch_id = branch AND d.status = 'open');
 BEGIN
 	RETURN NEXT softmobile.check_row('Discrepancies resolved', open = 0,
-		CASE WHEN open = 0 THEN 'No discrepancy is open.' ELSE format('%s discrepancies are open.', open) END,
-		format('SELECT * FROM softmobile.sync_discrepancy WHERE branch_id = %L AND resolved_at IS NULL; resolve each with its reason.', branch),
+		CASE WHEN open = 0 THEN 'No discrepancy is open.' ELSE format('Open discrepancies: %s.', open) END,
+		format('SELECT * FROM softmobile.sync_discrepancy WHERE branch_id = %L AND status = ''open''; softmobile.resolve_discrepancy() closes one, with a reason.', branch),
 		'discrepancies', 5);
 END
 $$;
@@ -137,7 +137,7 @@ BEGIN
 			LEFT JOIN pg_roles r ON r.oid = s.setrole
 			LEFT JOIN pg_database d ON d.oid = s.setdatabase
 		WHERE (d.datname IS NULL OR d.datname = current_database())
-			AND split_part(lower(c.setting), '=', 1) = 'softmobile.enable_' || word AND NOT split_part(c.setting, '=', 2)::boolean;
+			AND CASE WHEN lower(c.setting) LIKE 'softmobile.enable\_' || word || '=%' THEN NOT split_part(c.setting, '=', 2)::boolean END;
 		SELECT string_agg(t.entity_type, ', ' ORDER BY t.entity_type) INTO lost
 		FROM softmobile.outbox_entity t
 		WHERE t.flag = word AND EXISTS (SELECT FROM softmobile.captured_table c WHERE c.entity_no = t.entity_no);
@@ -165,7 +165,7 @@ BEGIN
 	SELECT count(*), string_agg(DISTINCT t.entity_type, ', ' ORDER BY t.entity_type) INTO attached, types
 	FROM softmobile.captured_table c JOIN softmobile.outbox_entity t USING (entity_no);
 	RETURN NEXT softmobile.check_row('Tables attached', attached > 0,
-		CASE WHEN attached > 0 THEN format('%s tables are captured: %s.', attached, types) ELSE 'No table is captured: nothing will be sent.' END,
+		CASE WHEN attached > 0 THEN format('Captured tables: %s, of %s.', attached, types) ELSE 'No table is captured: nothing will be sent.' END,
 		'Call softmobile.attach_softmobile(), or softmobile.attach() for each table.', 'attached', NULL);
 
 	SELECT string_agg(c.relation::text, ', ' ORDER BY c.relation::text) INTO without
@@ -184,7 +184,7 @@ BEGIN
 	RETURN NEXT softmobile.check_row('Local receipts kept by folio', folios > 0 AND without IS NULL,
 		CASE WHEN without IS NOT NULL THEN format('The folio or the amount of %s is not known.', without)
 			WHEN folios = 0 THEN 'No captured table has a folio and an amount.'
-			ELSE format('%s captured tables have folio and amount; softmobile.folio_control counts them.', folios) END,
+			ELSE format('Captured tables with folio and amount: %s. softmobile.folio_control counts their receipts.', folios) END,
 		'Attach the table of sales again, with folio_column and amount_column.', 'folios', 3);
 END
 $$;
@@ -221,7 +221,7 @@ BEGIN
 			LEFT JOIN pg_event_trigger g ON g.evtname = m.called
 		WHERE g.evtenabled IS DISTINCT FROM 'A') AS x;
 	RETURN NEXT softmobile.check_row('Capture is complete', faults IS NULL,
-		CASE WHEN faults IS NULL THEN 'All triggers of attached tables and of the log fire.' ELSE upper(left(faults, 1)) || substr(faults, 2) || '.' END,
+		CASE WHEN faults IS NULL THEN 'All triggers of attached tables and of the log fire.' ELSE format('Found: %s.', faults) END,
 		'ALTER TABLE ... ENABLE TRIGGER, for the log ENABLE ALWAYS TRIGGER; a missing one comes back with softmobile.attach(). Reconcile what was changed meanwhile.',
 		'triggers', NULL);
 
@@ -490,11 +490,13 @@ COMMENT ON FUNCTION softmobile.check_safety(text, integer) IS
 
 CREATE FUNCTION softmobile.offline_checklist(branch text, days integer DEFAULT 7)
 RETURNS TABLE (item text, ok boolean, detail text, hint text, code text, line integer)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD'
 AS $$
 DECLARE
 	checked text;
 	r softmobile.check_result;
+	message text;
+	context text;
 BEGIN
 	PERFORM softmobile.named_branch(branch);
 	IF days IS NULL OR days NOT BETWEEN 1 AND 3650 THEN
@@ -513,11 +515,12 @@ BEGIN
 				RETURN NEXT;
 			END LOOP;
 		EXCEPTION WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+			RAISE LOG 'softmobile: the check of % could not be made: %', checked, message USING DETAIL = context;
 			item := 'Check of ' || checked;
 			ok := false;
-			GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
-			detail := 'It could not be made: ' || detail;
-			hint := coalesce(nullif(hint, ''), 'The server log says more.');
+			detail := format('It could not be made: %s.', message);
+			hint := 'The server log says where it failed.';
 			code := checked;
 			line := NULL;
 			RETURN NEXT;
