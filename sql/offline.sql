@@ -9,7 +9,7 @@ SET softmobile.central_url = 'http://127.0.0.1:1';
 
 -- Ages and times are not the same in two runs.
 CREATE FUNCTION told(told text) RETURNS text LANGUAGE sql AS $$
-	SELECT regexp_replace(regexp_replace(told, '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d(:\d\d)?', '<time>', 'g'), '\d+ seconds', '<n> seconds', 'g')
+	SELECT regexp_replace(regexp_replace(told, '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d(:\d\d)?', '<time>', 'g'), '\d+ seconds|a moment', '<n> seconds', 'g')
 $$;
 CREATE FUNCTION items(VARIADIC codes text[]) RETURNS TABLE (code text, line integer, ok boolean, detail text, hint text) LANGUAGE sql AS $$
 	SELECT c.code, c.line, c.ok, told(c.detail), told(c.hint) FROM softmobile.offline_checklist('S1') c WHERE c.code = ANY (codes) ORDER BY array_position(codes, c.code)

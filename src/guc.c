@@ -311,9 +311,9 @@ sm_guc_report_flags(void)
 	{
 		if (!flags[i].enabled && !reported[i])
 			ereport(WARNING,
-					(errmsg("softmobile: %s: not captured, and never sent", flags[i].what),
-					 errdetail("The setting %s is off.", flags[i].name),
-					 errhint("Set it on again; changes made meanwhile reach central only by reconciliation.")));
+					(errmsg("softmobile: changes of %s are not captured", flags[i].what),
+					 errdetail("The setting %s is off; such changes pass, and are never sent.", flags[i].name),
+					 errhint("Set it on; what was changed meanwhile reaches central only by reconciliation.")));
 		reported[i] = !flags[i].enabled;
 	}
 }

@@ -101,14 +101,12 @@ COMMENT ON FUNCTION softmobile.percent_encode(text) IS 'Internal: a text as part
 CREATE FUNCTION softmobile.in_words(span interval) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
 RETURN CASE
-	WHEN span < interval '0' THEN '-'
-	ELSE '' END
-	|| CASE
-	WHEN greatest(span, -span) >= interval '2 days' THEN floor(extract(epoch FROM greatest(span, -span)) / 86400) || ' days'
-	WHEN greatest(span, -span) >= interval '2 hours' THEN floor(extract(epoch FROM greatest(span, -span)) / 3600) || ' hours'
-	WHEN greatest(span, -span) >= interval '2 minutes' THEN floor(extract(epoch FROM greatest(span, -span)) / 60) || ' minutes'
-	ELSE floor(extract(epoch FROM greatest(span, -span))) || ' seconds' END;
-COMMENT ON FUNCTION softmobile.in_words(interval) IS 'Internal: a time span as people say it, in its largest unit: 3 days, 17 minutes.';
+	WHEN span >= interval '2 days' THEN floor(extract(epoch FROM span) / 86400) || ' days'
+	WHEN span >= interval '2 hours' THEN floor(extract(epoch FROM span) / 3600) || ' hours'
+	WHEN span >= interval '2 minutes' THEN floor(extract(epoch FROM span) / 60) || ' minutes'
+	WHEN span >= interval '2 seconds' THEN floor(extract(epoch FROM span)) || ' seconds'
+	ELSE 'a moment' END;
+COMMENT ON FUNCTION softmobile.in_words(interval) IS 'Internal: a time span as people say it, in its largest unit: 3 days, 17 minutes; under two seconds: a moment.';
 
 /* The steps of prepare_offline(): each returns rows and raises nothing that central or the link does. */
 
@@ -313,6 +311,10 @@ DECLARE
 	bad text := (SELECT coalesce(w.name, 'NULL') FROM unnest(resources) AS w (name) WHERE (w.name ~ '^[A-Za-z0-9_-]{1,63}$') IS NOT TRUE LIMIT 1);
 BEGIN
 	PERFORM softmobile.named_branch(branch);
+	IF current_setting('transaction_read_only')::boolean THEN
+		RAISE EXCEPTION 'cannot prepare in a read-only transaction'
+			USING ERRCODE = 'read_only_sql_transaction', HINT = 'Call it on the primary, through PostgREST with POST.';
+	END IF;
 	IF bad IS NOT NULL THEN
 		RAISE EXCEPTION 'reference data cannot be named "%"', left(bad, 100)
 			USING ERRCODE = 'invalid_parameter_value', DETAIL = 'A name has 1 to 63 letters, digits, "_" or "-".',
@@ -348,7 +350,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1936878960;
 COMMENT ON FUNCTION softmobile.prepare_lock_class() IS 'Internal: first key of the advisory locks of prepare_offline().';
 
 COMMENT ON FUNCTION softmobile.prepare_offline(text, text[], interval) IS
-'Before a cut: sends everything (at most timeout long), verifies that the queue and the conflicts are empty, and pulls the reference data that central offers into reference_data: all of it, or the resources named ({}: none). Returns a row for each step (sync, queue, conflicts, reference, reference <name>): ok, detail, and a hint where something is to be done. A document that does not arrive whole, is not JSON, is not what central announced or is larger than softmobile.reference_max_size leaves its earlier version in place; one that has not changed is not pulled again. The call is kept in offline_preparation and in sync_audit. Errors: 22004 branch NULL, 42704 unknown branch, 22023 a resource that cannot be named so or a timeout that is not positive, 55P03 the branch is being prepared by another session, 25001 not READ COMMITTED or after changes in the same transaction, 25006 on a standby.';
+'Before a cut: sends everything (at most timeout long), verifies that the queue and the conflicts are empty, and pulls the reference data that central offers into reference_data: all of it, or the resources named ({}: none). Returns a row for each step (sync, queue, conflicts, reference, reference <name>): ok, detail, and a hint where something is to be done. A document that does not arrive whole, is not JSON, is not what central announced or is larger than softmobile.reference_max_size leaves its earlier version in place; one that has not changed is not pulled again. The call is kept in offline_preparation and in sync_audit. Errors: 22004 branch NULL, 42704 unknown branch, 22023 a resource that cannot be named so or a timeout that is not positive, 55P03 the branch is being prepared by another session, 25001 not READ COMMITTED or after changes in the same transaction, 25006 on a standby or in a read-only transaction.';
 
 CREATE FUNCTION softmobile.confirm_printer(branch text, printer text) RETURNS softmobile.printer_confirmation
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -351,7 +351,7 @@ BEGIN
 			WHEN NOT encrypted AND softmobile.is_local_url(url) THEN 'None is needed: central is on this machine.'
 			WHEN NOT encrypted THEN 'The link is not encrypted.'
 			WHEN health.outcome = 'tls' THEN format('It does not verify: %s.', coalesce(health.error, 'no reason given'))
-			WHEN left_days IS NOT NULL THEN format('%s days left.', left_days)
+			WHEN left_days IS NOT NULL THEN format('Days left: %s.', left_days)
 			WHEN health.outcome = 'answered' THEN 'Not known: this build of libcurl does not tell.'
 			ELSE unknown END,
 		CASE
@@ -380,6 +380,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	w record;
+	long interval := current_setting('softmobile.sync_interval')::interval;
+	held text;
 	preloaded boolean := EXISTS (SELECT FROM unnest(string_to_array(current_setting('shared_preload_libraries'), ',')) AS l (library)
 		WHERE btrim(l.library, ' "') ~ '(^|/)softmobile(\.so)?$');
 BEGIN
@@ -390,9 +392,20 @@ BEGIN
 	RETURN NEXT softmobile.check_row('Worker running', w.running,
 		CASE WHEN w.running THEN format('Since %s.', date_trunc('second', w.started_at)) ELSE coalesce(w.detail, 'It is not running.') END,
 		'Events are kept meanwhile. If it does not come by itself, the server log says why.', 'worker', NULL);
+
+	SELECT string_agg(format('%s since %s', x.who, date_trunc('second', x.since)), ', ' ORDER BY x.since) INTO held
+	FROM (
+		SELECT format('prepared transaction %L', p.gid) AS who, p.prepared AS since FROM pg_prepared_xacts p WHERE p.database = current_database()
+		UNION ALL
+		SELECT format('process %s', a.pid), a.xact_start FROM pg_stat_activity a
+		WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.xact_start IS NOT NULL) AS x
+	WHERE x.since < clock_timestamp() - long;
+	RETURN NEXT softmobile.check_row('No transaction left open', held IS NULL,
+		CASE WHEN held IS NULL THEN format('None is older than %s.', softmobile.in_words(long)) ELSE format('Open: %s.', held) END,
+		'End it: what it has captured is not committed, and is not sent. COMMIT PREPARED or ROLLBACK PREPARED, pg_terminate_backend().', 'transactions', NULL);
 END
 $$;
-COMMENT ON FUNCTION softmobile.check_worker(text, integer) IS 'Internal: items preload and worker of the checklist.';
+COMMENT ON FUNCTION softmobile.check_worker(text, integer) IS 'Internal: items preload, worker and transactions of the checklist.';
 
 CREATE FUNCTION softmobile.check_branches(branch text, days integer) RETURNS SETOF softmobile.check_result
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -415,11 +428,13 @@ CREATE FUNCTION softmobile.check_disk(branch text, days integer) RETURNS SETOF s
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	window_days constant integer := 7;
-	-- An id begins with the time in milliseconds, so its index finds the last days.
-	since uuid := rpad(lpad(to_hex((extract(epoch FROM clock_timestamp() - make_interval(days => window_days)) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+	-- What a day adds, from the segments that events went to in the last week: they are only ever appended to, so their
+	-- size is what has come since their first event.  As much again for the rows that the events are about.
+	segment record;
+	first_event timestamptz;
+	written numeric := 0;
+	since timestamptz := clock_timestamp() - interval '1 day';
 	a_day numeric;
-	events bigint;
 	needed numeric;
 	spare bigint := pg_size_bytes(current_setting('max_wal_size'));
 	room bigint;
@@ -427,12 +442,18 @@ DECLARE
 	archiver record;
 	archiving boolean;
 BEGIN
-	-- What a day adds: the log with its indexes, and as much again for the rows that the events are about.
-	SELECT count(*), 2 * (sum(pg_column_size(e.*)) + 64 * count(*))
-		/ greatest(extract(epoch FROM clock_timestamp() - min(e.created_at)) / 86400, 1)
-	INTO events, a_day
-	FROM softmobile.outbox_event e WHERE e.id >= since;
-	a_day := coalesce(a_day, 0);
+	FOR segment IN
+		SELECT to_regclass('softmobile.outbox_event_' || n.segment) AS relation
+		FROM generate_series(1, 4) AS n (segment) LEFT JOIN softmobile.outbox_segment o USING (segment)
+		WHERE o.closed_at IS NULL OR o.closed_at > clock_timestamp() - interval '7 days'
+	LOOP
+		EXECUTE format('SELECT e.created_at FROM %s e LIMIT 1', segment.relation) INTO first_event;
+		IF first_event IS NOT NULL THEN
+			written := written + pg_total_relation_size(segment.relation);
+			since := least(since, first_event);
+		END IF;
+	END LOOP;
+	a_day := 2 * written / (extract(epoch FROM clock_timestamp() - since) / 86400);
 	needed := a_day * days + spare;
 	SELECT min(f.free_bytes) INTO room
 	FROM (SELECT DISTINCT c.reltablespace FROM softmobile.tree_of('softmobile.outbox_event') AS t (relid) JOIN pg_class c ON c.oid = t.relid
@@ -455,7 +476,7 @@ BEGIN
 			ELSE 'Correct archive_command: else a long cut fills the disk.' END, 'wal', NULL);
 END
 $$;
-COMMENT ON FUNCTION softmobile.check_disk(text, integer) IS 'Internal: items disk and wal of the checklist. The rate is that of the last seven days.';
+COMMENT ON FUNCTION softmobile.check_disk(text, integer) IS 'Internal: items disk and wal of the checklist. The rate is that of the last days: of the segments of the log that took events in the last week.';
 
 CREATE FUNCTION softmobile.check_safety(branch text, days integer) RETURNS SETOF softmobile.check_result
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -529,4 +550,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.offline_checklist(text, integer) IS
-'Is a branch ready for a cut of so many days, and well during and after it? One row for each line of the procedure''s checklist (line: its number) and for each thing that goes wrong in practice: item, ok, detail (what is the case), hint (what to do where it is not ok), code (a word that stays the same). ok is never NULL: what cannot be looked at is not ok. Changes nothing; asks central over HTTP, at most for softmobile.request_timeout each. Codes: previous_sync, conflicts, failed, oldest_unsent, retries, sync_after, flag_hybrid_prep, flag_purchases_sales, flag_transfers, attached, reasons, folios, discrepancies, prepared, reference, printers, link, token, certificate, clock, preload, worker, active, registered, triggers, replica_mode, disk, wal, backup, retention, durability. Errors: 22004 branch NULL, 42704 unknown branch, 22023 days not between 1 and 3650.';
+'Is a branch ready for a cut of so many days, and well during and after it? One row for each line of the procedure''s checklist (line: its number) and for each thing that goes wrong in practice: item, ok, detail (what is the case), hint (what to do where it is not ok), code (a word that stays the same). ok is never NULL: what cannot be looked at is not ok. Changes nothing; asks central over HTTP, at most for softmobile.request_timeout each. Codes: previous_sync, conflicts, failed, oldest_unsent, retries, sync_after, flag_hybrid_prep, flag_purchases_sales, flag_transfers, attached, reasons, folios, discrepancies, prepared, reference, printers, link, token, certificate, clock, preload, worker, transactions, active, registered, triggers, replica_mode, disk, wal, backup, retention, durability. Errors: 22004 branch NULL, 42704 unknown branch, 22023 days not between 1 and 3650.';

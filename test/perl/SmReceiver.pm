@@ -138,7 +138,7 @@ sub answer
 	return $self->_give_order;
 }
 
-# A fixed answer of another resource: route('POST /verify', status => 200, body => ref or text).
+# A fixed answer of another resource: route('POST /verify', status => 200, body => ref or text); cut => n: only n bytes of the text.
 sub route
 {
 	my ($self, $resource, %answer) = @_;

@@ -211,6 +211,7 @@ sub answer_request
 	if (my $route = $order->{routes}{$resource})
 	{
 		my $body = $route->{body} // '';
+		return cut_off($r, $body, $route->{cut}) if defined $route->{cut};
 		return respond($r, $route->{status} // 200, $route->{type} // 'application/json',
 			ref $body ? $json->encode($body) : $body, $route->{headers});
 	}
@@ -273,6 +274,14 @@ sub send_raw
 		substr($bytes, 0, $n, '');
 	}
 	return 1;
+}
+
+# So many bytes of a body, then the end.
+sub cut_off
+{
+	my ($r, $body, $bytes) = @_;
+	send_raw($r, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n" . substr($body, 0, $bytes));
+	return 0;
 }
 
 sub reset_connection
