@@ -164,13 +164,21 @@ SELECT softmobile.grant_role('regress_app', 'app'), softmobile.grant_role('regre
 	softmobile.grant_role('regress_worker', 'worker');
 SELECT * FROM failure($$SELECT softmobile.grant_role('regress_none', 'app')$$) \gx
 SELECT * FROM failure($$SELECT softmobile.grant_role('regress_app', 'boss')$$) \gx
-SELECT r.rolname, string_agg(DISTINCT p.proname, ', ' ORDER BY p.proname) AS may_call
+-- (a line each, so that a new right is a new line)
+\pset format unaligned
+SELECT r.rolname, p.proname AS may_call
 FROM pg_roles r, pg_proc p WHERE r.rolname LIKE 'regress\_%' AND p.pronamespace = 'softmobile'::regnamespace AND has_function_privilege(r.oid, p.oid, 'EXECUTE')
-GROUP BY 1 ORDER BY 1 \gx
-SELECT r.rolname, string_agg(c.relname, ', ' ORDER BY c.relname) FILTER (WHERE has_table_privilege(r.oid, c.oid, 'SELECT')) AS may_read,
-	string_agg(c.relname, ', ' ORDER BY c.relname) FILTER (WHERE has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')) AS may_write
+	AND (r.rolname = 'regress_nobody' OR NOT has_function_privilege('regress_nobody', p.oid, 'EXECUTE'))
+ORDER BY 1, 2;
+SELECT r.rolname, c.relname AS may_read
 FROM pg_roles r, pg_class c WHERE r.rolname IN ('regress_app', 'regress_operator', 'regress_auditor', 'regress_nobody') AND c.relnamespace = 'softmobile'::regnamespace AND c.relkind IN ('r', 'v')
-GROUP BY 1 ORDER BY 1 \gx
+	AND has_table_privilege(r.oid, c.oid, 'SELECT')
+ORDER BY 1, 2;
+SELECT r.rolname, c.relname AS may_write
+FROM pg_roles r, pg_class c WHERE r.rolname IN ('regress_app', 'regress_operator', 'regress_auditor', 'regress_nobody') AND c.relnamespace = 'softmobile'::regnamespace AND c.relkind IN ('r', 'v')
+	AND has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+ORDER BY 1, 2;
+\pset format aligned
 -- what they may, they can
 GRANT USAGE ON SCHEMA shop TO regress_app, regress_operator, regress_auditor, regress_nobody;
 SET ROLE regress_app;

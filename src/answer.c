@@ -11,6 +11,8 @@
 #include "answer.h"
 #include "delivery.h"
 #include "guc.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -56,6 +58,12 @@ http_error(const SmHttpResult *result)
 	return psprintf("http %ld: no detail given", result->status);
 }
 
+static int
+compare_verdicts(const void *a, const void *b)
+{
+	return ((const SmEventVerdict *) a)->event - ((const SmEventVerdict *) b)->event;
+}
+
 static void
 decide_success(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
 {
@@ -66,7 +74,12 @@ decide_success(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
 		return;
 	}
 	if (sm_wire_receipt(result->body, result->body_len, batch->events, batch->n, &answer->receipt))
+	{
+		/* An entity's first one is what its others wait for. */
+		if (answer->receipt.nverdicts > 1)
+			qsort(answer->receipt.verdicts, answer->receipt.nverdicts, sizeof(SmEventVerdict), compare_verdicts);
 		return;
+	}
 	answer->decision = DECIDE_LATER;
 	answer->error = psprintf("protocol: %s", answer->receipt.error);
 }
@@ -145,6 +158,28 @@ verdict_error(const SmEventVerdict *verdict)
 	return verdict->detail[0] != '\0' ? psprintf("%s: %s", what, verdict->detail) : what;
 }
 
+/*
+ * An event in conflict whose entity has an exception before it waits for that one:
+ * what becomes of the first decides about it too.
+ */
+static bool
+record_follower(SmBatch *batch, int i, const char *kind)
+{
+	SmLane	   *lane = batch->lane;
+	const SmBlockedEntity *earlier;
+	SmExceptionRow row = {.kind = "waiting"};
+
+	if (lane == NULL || strcmp(kind, "conflict") != 0)
+		return false;
+	earlier = sm_batch_blocked(batch->branch, batch->entity_nos[i], batch->events[i].entity_id);
+	if (earlier == NULL)
+		return false;
+	row.waits_for = &earlier->exception;
+	row.error_message = psprintf("waits for %s", DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&earlier->exception))));
+	sm_outbox_add_exception(lane->lane_id, lane->log_id, &row, batch->events[i].seq, batch->branch->id);
+	return true;
+}
+
 /* An event that central answered one by one. */
 static void
 record_verdict(SmBatch *batch, int i, const char *kind, const char *error, const char *current)
@@ -154,6 +189,8 @@ record_verdict(SmBatch *batch, int i, const char *kind, const char *error, const
 	TimestampTz now = GetCurrentTimestamp();
 	SmExceptionRow row = {.kind = kind, .error_message = error, .central_row = current, .last_attempt_at = now};
 
+	if (record_follower(batch, i, kind))
+		return;
 	row.attempt_count = 1 + (batch->attempts ? batch->attempts[i] : 0);
 	if (strcmp(kind, "rejected") == 0 && row.attempt_count < sm_max_attempts)
 		row.next_attempt_at = TimestampTzPlusMilliseconds(now, sm_retry_interval * INT64CONST(1000));

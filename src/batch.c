@@ -149,8 +149,9 @@ sm_batch_forget_blocked(SmBranch *branch)
 	branch->blocked = NULL;
 }
 
-static const SmBlockedEntity *
-find_blocked(SmBranch *branch, int entity_no, const char *entity_id)
+/* The first open exception of an entity, or NULL. */
+const SmBlockedEntity *
+sm_batch_blocked(SmBranch *branch, int entity_no, const char *entity_id)
 {
 	ListCell   *lc;
 	BlockedEntry *entry;
@@ -355,7 +356,7 @@ sm_batch_add(SmBatch *batch, const SmEvent *event, int entity_no)
 
 	if (is_full(batch, event))
 		return SM_BATCH_FULL;
-	blocked = find_blocked(branch, entity_no, event->entity_id);
+	blocked = sm_batch_blocked(branch, entity_no, event->entity_id);
 	if (blocked != NULL)
 	{
 		put_behind(batch, event, &blocked->exception);
@@ -565,7 +566,10 @@ sm_batch_settle_asides(SmBatch *batch)
 		SmExceptionRow row = {.kind = aside->kind, .error_message = aside->error};
 
 		if (strcmp(aside->kind, "waiting") == 0)
+		{
 			row.waits_for = &aside->waits_for;
+			batch->branch->exceptions_idle = false; /* it may be what a resolved conflict waits for */
+		}
 		else
 			row.attempt_count = sm_max_attempts;	/* sending it again helps nobody */
 		sm_outbox_add_exception(lane->lane_id, lane->log_id, &row, aside->seq, batch->branch->id);

@@ -133,21 +133,29 @@ branch_is_drained(SmBranch *branch)
 	sm_session_end(branch, branch->session_error);
 }
 
+/* Queued exceptions of a branch that can go now, or NULL. */
+static SmBatch *
+pick_exceptions(SmBranch *branch)
+{
+	SmBatch    *batch;
+
+	if (branch->exceptions_idle || branch->in_flight != NULL)
+		return NULL;
+	batch = sm_batch_exceptions(branch);
+	branch->exceptions_idle = batch == NULL;
+	return batch;
+}
+
 /* The next batch of a branch, built; NULL when there is none now. */
 static SmBatch *
 pick_batch(SmBranch *branch, TimestampTz now)
 {
 	ListCell   *lc;
 	int			stuck_epoch = INT_MAX;
-	SmBatch    *batch;
+	SmBatch    *batch = pick_exceptions(branch);
 
-	if (!branch->exceptions_idle && branch->in_flight == NULL)
-	{
-		batch = sm_batch_exceptions(branch);
-		if (batch != NULL)
-			return batch;
-		branch->exceptions_idle = true;
-	}
+	if (batch != NULL)
+		return batch;
 	foreach(lc, branch->lanes)
 	{
 		SmLane	   *lane = lfirst(lc);
@@ -166,7 +174,7 @@ pick_batch(SmBranch *branch, TimestampTz now)
 		if (lane->queue != NIL)
 			stuck_epoch = lane->epoch_no;
 	}
-	return NULL;
+	return pick_exceptions(branch); /* one may have waited for what was just put aside */
 }
 
 static bool

@@ -204,6 +204,7 @@ extern void sm_batch_split(SmBatch *batch);
 extern void sm_batch_to_front(SmBatch *batch);
 extern SmBatch *sm_batch_restore(SmLane *lane, const SmRanges *members);
 extern void sm_batch_block(SmBranch *branch, int entity_no, const char *entity_id, const pg_uuid_t *id);
+extern const SmBlockedEntity *sm_batch_blocked(SmBranch *branch, int entity_no, const char *entity_id);
 extern void sm_batch_forget_blocked(SmBranch *branch);
 extern void sm_batch_settle_asides(SmBatch *batch);
 extern int64 sm_batch_memory(void);

@@ -88,12 +88,14 @@ typedef struct SmBlockedEntity
 /* What a user has left in outbox_request. */
 typedef struct SmRequestRow
 {
-	char	   *kind;			/* requeue, retry, resend */
+	char	   *kind;			/* requeue, retry, resend, resolve */
 	char	   *branch;			/* NULL: all */
 	int64		min_age_us;
-	Datum		ids;			/* uuid[], for retry */
+	Datum		ids;			/* uuid[], for retry and resolve */
 	int			lane_id;		/* for resend */
 	SmRanges	seqs;
+	char	   *resolution;		/* for resolve: local, central */
+	pg_uuid_t  *adoption;		/* for resolve, with central; else NULL */
 } SmRequestRow;
 
 /* What a comparison of numbers with central found. */
@@ -151,6 +153,7 @@ extern void sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow
 extern int64 sm_outbox_requeue_exceptions(const char *branch, int64 min_age_us);
 extern TimestampTz sm_outbox_next_exception(const char *branch);
 extern int64 sm_outbox_retry_exceptions(Datum ids);
+extern void sm_outbox_resolve_conflict(Datum ids, const char *resolution, const pg_uuid_t *adoption);
 
 /* Numbers here and at central: outbox_verify.c */
 extern char *sm_outbox_verify_question(const char *branch, int64 void_after, int64 *void_upto);

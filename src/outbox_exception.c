@@ -4,6 +4,15 @@
  *		those of the same entities that wait behind them.
  *
  * Same rules as outbox.c.
+ *
+ * A conflict resolved for central has an adoption: the event by which the branch
+ * took over central's row.  The entity's events before that one, of which some may
+ * still be in the log, are overruled (resolution central), and the adoption itself
+ * wins (resolution local), for it is known to differ from what central holds only
+ * in what the branch's own triggers made of the row.  Which is which can be told
+ * when the adoption has been put aside behind the conflict: then so has everything
+ * before it.  Until that moment the conflict does not go, so that nothing of its
+ * entity is sent undecided.
  */
 #include "postgres.h"
 
@@ -21,9 +30,13 @@ sm_outbox_add_exception(int lane_id, int log_id, const SmExceptionRow *row, int6
 {
 	static SmQuery query = {
 		"INSERT INTO softmobile.outbox_exception (id, lane_id, seq, entity_no, entity_id, op, branch_id, created_at, actor, reason,"
-		" folio, amount, payload, kind, state, waits_for, attempt_count, last_attempt_at, next_attempt_at, error_message, central_row)"
+		" folio, amount, payload, kind, state, waits_for, attempt_count, last_attempt_at, next_attempt_at, error_message, central_row, resolution)"
 		" SELECT e.id, $1, e.seq, e.entity_no, e.entity_id, e.op, $4, e.created_at, e.actor, e.reason,"
-		" e.folio, e.amount, e.payload, $5, 'failed', $6, $7, $8, $9, $10, $11::jsonb"
+		" e.folio, e.amount, e.payload, $5, 'failed', $6, $7, $8, $9, $10, $11::jsonb, CASE WHEN $5 = 'waiting' THEN ("
+		"SELECT CASE WHEN e.id = x.adoption THEN 'local'"
+		" WHEN NOT EXISTS (SELECT FROM softmobile.outbox_exception a WHERE a.id = x.adoption) THEN 'central' END"
+		" FROM softmobile.outbox_exception x WHERE x.branch_id = $4 AND x.entity_no = e.entity_no AND x.entity_id = e.entity_id"
+		" AND x.state IN ('failed', 'queued') AND x.adoption IS NOT NULL LIMIT 1) END"
 		" FROM softmobile.outbox_event e WHERE e.lane_id = $2 AND e.seq = $3"
 		" ON CONFLICT (id) DO NOTHING", 11,
 		{INT4OID, INT4OID, INT8OID, TEXTOID, TEXTOID, UUIDOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
@@ -77,25 +90,22 @@ sm_outbox_blocked(const char *branch)
 
 /*
  * Queued exceptions that are to be sent next: of each entity only the first open
- * one, and of one lane at a time (*lane_id).
+ * one, and of one lane at a time.
  */
 uint64
 sm_outbox_queued_exceptions(const char *branch, int limit, SmExceptionEvent **events)
 {
 	static SmQuery query = {
-		"SELECT x.id, x.lane_id, x.seq, x.op, t.entity_type, x.entity_id, x.created_at, x.reason, x.actor, x.payload,"
-		" x.resolution, x.attempt_count, x.entity_no"
-		" FROM softmobile.outbox_exception x JOIN softmobile.outbox_entity t USING (entity_no)"
+		"SELECT q.id, q.lane_id, q.seq, q.op, t.entity_type, q.entity_id, q.created_at, q.reason, q.actor, q.payload,"
+		" q.resolution, q.attempt_count, q.entity_no"
+		" FROM (SELECT x.*, min(x.lane_id) OVER () AS first_lane FROM softmobile.outbox_exception x"
 		" WHERE x.branch_id = $1 AND x.state = 'queued'"
 		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
 		" WHERE b.branch_id = x.branch_id AND b.entity_no = x.entity_no AND b.entity_id = x.entity_id"
 		" AND b.state IN ('failed', 'queued') AND " EARLIER("b", "x") ")"
-		" AND x.lane_id = (SELECT min(m.lane_id) FROM softmobile.outbox_exception m"
-		" WHERE m.branch_id = $1 AND m.state = 'queued'"
-		" AND NOT EXISTS (SELECT FROM softmobile.outbox_exception b"
-		" WHERE b.branch_id = m.branch_id AND b.entity_no = m.entity_no AND b.entity_id = m.entity_id"
-		" AND b.state IN ('failed', 'queued') AND " EARLIER("b", "m") "))"
-		" ORDER BY x.seq LIMIT $2", 2, {TEXTOID, INT4OID}
+		" AND (x.adoption IS NULL OR EXISTS (SELECT FROM softmobile.outbox_exception a WHERE a.id = x.adoption))) AS q"
+		" JOIN softmobile.outbox_entity t USING (entity_no)"
+		" WHERE q.lane_id = q.first_lane ORDER BY q.seq LIMIT $2", 2, {TEXTOID, INT4OID}
 	};
 	SmArgs		args = {0};
 	uint64		n;
@@ -132,7 +142,8 @@ void
 sm_outbox_exception_delivered(const pg_uuid_t *id)
 {
 	static SmQuery delivered = {
-		"UPDATE softmobile.outbox_exception SET state = 'delivered', error_message = NULL, next_attempt_at = NULL,"
+		"UPDATE softmobile.outbox_exception SET state = CASE resolution WHEN 'central' THEN 'dropped' ELSE 'delivered' END,"
+		" error_message = NULL, next_attempt_at = NULL,"
 		" last_attempt_at = clock_timestamp(), updated_at = clock_timestamp() WHERE id = $1", 1, {UUIDOID}
 	};
 	static SmQuery release = {
@@ -148,13 +159,18 @@ sm_outbox_exception_delivered(const pg_uuid_t *id)
 	sm_query_run(&release, &args);
 }
 
-/* A retried exception was not accepted again: what had waited for an earlier one waits for it. */
+/*
+ * A retried exception was not accepted again: what had waited for an earlier one
+ * waits for it.  What is in conflict again needs a new decision.
+ */
 void
 sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
 {
 	static SmQuery query = {
 		"UPDATE softmobile.outbox_exception SET state = 'failed', kind = $2, attempt_count = $3, last_attempt_at = $4,"
-		" next_attempt_at = $5, error_message = $6, central_row = coalesce($7::jsonb, central_row), updated_at = clock_timestamp()"
+		" next_attempt_at = $5, error_message = $6, central_row = CASE WHEN $2 = 'conflict' THEN $7::jsonb ELSE central_row END,"
+		" resolution = CASE WHEN $2 <> 'conflict' THEN resolution END, adoption = CASE WHEN $2 <> 'conflict' THEN adoption END,"
+		" updated_at = clock_timestamp()"
 		" WHERE id = $1", 7,
 		{UUIDOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
 	};
@@ -235,4 +251,36 @@ sm_outbox_retry_exceptions(Datum ids)
 
 	sm_args_datum(&args, ids);
 	return (int64) sm_query_run(&query, &args);
+}
+
+/*
+ * A user's decision on a conflict; one that is none any more is left alone.  For
+ * central (adoption not NULL) it holds for what waits behind it too.
+ */
+void
+sm_outbox_resolve_conflict(Datum ids, const char *resolution, const pg_uuid_t *adoption)
+{
+	static SmQuery decide = {
+		"UPDATE softmobile.outbox_exception SET state = 'queued', resolution = $2, adoption = $3, error_message = NULL,"
+		" updated_at = clock_timestamp()"
+		" WHERE id = ANY ($1) AND kind = 'conflict' AND state = 'failed'", 3, {UUIDARRAYOID, TEXTOID, UUIDOID}
+	};
+	static SmQuery overrule = {
+		"UPDATE softmobile.outbox_exception w SET resolution = CASE WHEN w.id = x.adoption THEN 'local' ELSE 'central' END,"
+		" updated_at = clock_timestamp()"
+		" FROM softmobile.outbox_exception x LEFT JOIN softmobile.outbox_exception a ON a.id = x.adoption"
+		" WHERE x.id = ANY ($1) AND w.branch_id = x.branch_id AND w.entity_no = x.entity_no AND w.entity_id = x.entity_id"
+		" AND w.kind = 'waiting' AND w.state = 'failed'"
+		" AND (a.id IS NULL OR w.id = a.id OR " EARLIER("w", "a") ")", 1, {UUIDARRAYOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_datum(&args, ids);
+	sm_args_text(&args, resolution);
+	sm_args_uuid(&args, adoption);
+	if (sm_query_run(&decide, &args) == 0 || adoption == NULL)
+		return;
+	memset(&args, 0, sizeof(args));
+	sm_args_datum(&args, ids);
+	sm_query_run(&overrule, &args);
 }

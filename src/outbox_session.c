@@ -105,7 +105,7 @@ sm_outbox_audit_requeue(const char *branch, int64 events, const char *why)
 {
 	static SmQuery query = {
 		"INSERT INTO softmobile.audit (action, branch_id, reason, events, details, current_user_name)"
-		" VALUES ('requeue', $1, 'Reintento automático programado', $2, jsonb_build_object('why', $3), current_user)", 3,
+		" VALUES ('requeue', $1, softmobile.automatic_reason(), $2, jsonb_build_object('why', $3), current_user)", 3,
 		{TEXTOID, INT8OID, TEXTOID}
 	};
 	SmArgs		args = {0};
@@ -122,7 +122,7 @@ sm_outbox_take_requests(void)
 {
 	static SmQuery query = {
 		"WITH taken AS (DELETE FROM softmobile.outbox_request RETURNING *)"
-		" SELECT kind, branch_id, (extract(epoch FROM min_age) * 1000000)::bigint, ids, lane_id, seqs"
+		" SELECT kind, branch_id, (extract(epoch FROM min_age) * 1000000)::bigint, ids, lane_id, seqs, resolution, adoption"
 		" FROM taken ORDER BY request_id"
 	};
 	static SmQuery any = {"SELECT 1 FROM softmobile.outbox_request LIMIT 1"};
@@ -142,6 +142,8 @@ sm_outbox_take_requests(void)
 		row->ids = sm_row_null(i, 4) ? (Datum) 0 : sm_row_datum(i, 4);
 		row->lane_id = sm_row_null(i, 5) ? 0 : sm_row_int4(i, 5);
 		row->seqs = sm_outbox_row_ranges(i, 6);
+		row->resolution = sm_row_text(i, 7);
+		row->adoption = sm_row_null(i, 8) ? NULL : DatumGetUUIDP(sm_row_datum(i, 8));
 		rows = lappend(rows, row);
 	}
 	return rows;

@@ -171,6 +171,17 @@ apply_resend(const SmRequestRow *row)
 	sm_outbox_lanes_stale();
 }
 
+/* A decided conflict goes next; what waits behind it follows. */
+static void
+apply_resolve(const SmRequestRow *row)
+{
+	SmBranch   *branch = sm_registry_find(row->branch);
+
+	sm_outbox_resolve_conflict(row->ids, row->resolution, row->adoption);
+	if (branch != NULL)
+		branch->exceptions_idle = false;
+}
+
 void
 sm_requeue_apply_requests(void)
 {
@@ -185,6 +196,8 @@ sm_requeue_apply_requests(void)
 			apply_requeue(row);
 		else if (strcmp(row->kind, "retry") == 0)
 			apply_retry(row);
+		else if (strcmp(row->kind, "resolve") == 0)
+			apply_resolve(row);
 		else
 			apply_resend(row);
 	}

@@ -41,6 +41,18 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.required_reason(text) IS 'Internal: the reason given, else the one in force, trimmed; errors as set_reason(), 23514 when there is none.';
 
+-- This script is plain ASCII, so that it means the same in every encoding.
+CREATE FUNCTION softmobile.automatic_reason() RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN 'Reintento autom' || convert_from('\xc3a1', 'UTF8') || 'tico programado';
+EXCEPTION WHEN untranslatable_character THEN
+	RETURN 'Reintento automatico programado';
+END
+$$;
+COMMENT ON FUNCTION softmobile.automatic_reason() IS 'Internal: the reason of automatic requeues in sync_audit, as the operating procedure words it (where the database''s encoding has no a with acute: without that).';
+
 CREATE FUNCTION softmobile.requeue_failed_outbox_entries(branch text DEFAULT NULL, min_age interval DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -63,7 +75,7 @@ BEGIN
 	INTO events;
 	IF events > 0 THEN
 		INSERT INTO softmobile.outbox_request (kind, branch_id, min_age, reason) VALUES ('requeue', branch, age, softmobile.current_reason());
-		PERFORM softmobile.record_audit('requeue', branch, coalesce(softmobile.current_reason(), 'Reintento automático programado'),
+		PERFORM softmobile.record_audit('requeue', branch, coalesce(softmobile.current_reason(), softmobile.automatic_reason()),
 			events, NULL, jsonb_build_object('min_age', age), softmobile.calling_role());
 		PERFORM softmobile.poke();
 	END IF;
