@@ -174,7 +174,7 @@ pick_batch(SmBranch *branch, TimestampTz now)
 		if (lane->queue != NIL)
 			stuck_epoch = lane->epoch_no;
 	}
-	return pick_exceptions(branch); /* one may have waited for what was just put aside */
+	return NULL;
 }
 
 static bool
@@ -203,9 +203,9 @@ prepare_next(SmBranch *branch, TimestampTz now)
 		(void) pick_batch(branch, now);
 }
 
-/* Chooses batches for all free branches; returns those to submit. */
+/* Chooses batches for all free branches; returns those to submit, and whether another pass should look again. */
 static List *
-pick_batches(TimestampTz now)
+pick_batches(TimestampTz now, bool *again)
 {
 	List	   *batches = NIL;
 	ListCell   *lc;
@@ -227,7 +227,11 @@ pick_batches(TimestampTz now)
 		batch = pick_batch(branch, now);
 		if (batch == NULL)
 		{
-			branch_is_drained(branch);
+			/* An exception may have waited for what was just put aside; the next snapshot shows that. */
+			if (!branch->exceptions_idle)
+				*again = true;
+			else
+				branch_is_drained(branch);
 			continue;
 		}
 		if (branch->session == 0)
@@ -372,7 +376,7 @@ sm_delivery_pass(void)
 	sm_session_commit();
 
 	sm_delivery_begin();
-	batches = pick_batches(now);
+	batches = pick_batches(now, &again);
 	if (snapshots_left || batches == NIL)
 		snapshots_left = sm_outbox_snapshot_step();
 	sm_session_commit();
