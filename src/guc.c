@@ -67,6 +67,7 @@ int			sm_retention = SM_DEFAULT_RETENTION_MIN;
 int			sm_central_backup_window = SM_DEFAULT_BACKUP_WINDOW_MIN;
 int			sm_reference_max_size = SM_DEFAULT_REFERENCE_KB;
 char	   *sm_worker_role = NULL;
+bool		sm_drop_undelivered = false;
 
 static const struct config_enum_entry unknown_branch_options[] = {
 	{"register", SM_UNKNOWN_REGISTER, false},
@@ -275,6 +276,10 @@ define_delivery(void)
 							   "Role that the worker runs as: LOGIN, not superuser.",
 							   "Empty: the owner of the extension.",
 							   &sm_worker_role, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("softmobile.drop_undelivered",
+							 "Lets undelivered events be lost.",
+							 "On: the extension can be dropped, and a branch deactivated, while events wait. For one session, never in a configuration file.",
+							 &sm_drop_undelivered, false, PGC_SUSET, GUC_DISALLOW_IN_FILE, NULL, NULL, NULL);
 }
 
 static void

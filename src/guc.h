@@ -48,6 +48,7 @@ extern int	sm_connect_timeout;
 extern int	sm_request_timeout;
 extern int	sm_retention;
 extern char *sm_worker_role;
+extern bool sm_drop_undelivered;
 
 /* offline operation; minutes, kilobytes */
 extern int	sm_central_backup_window;

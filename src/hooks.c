@@ -12,7 +12,10 @@
  * changed databases, CREATE EXTENSION (its script calls poke_launcher()), DROP
  * EXTENSION in whatever way, COMMIT PREPARED.
  *
- * The hooks are there only when the library is preloaded, as is the worker.
+ * Commands that would lose undelivered events are refused here (guard.c).
+ *
+ * All of this works when the library is preloaded, as is the worker.  Else a
+ * backend that has loaded it watches what is dropped, and nothing more.
  */
 #include "postgres.h"
 
@@ -35,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "guard.h"
 #include "hooks.h"
 #include "process.h"
 #include "shmem.h"
@@ -254,6 +258,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	volatile bool prepared_commit = tag == T_TransactionStmt &&
 		((const TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED;
 	bool		held = hold_database(database_needed(command));
+	bool		guarded = sm_guard_concerned(command);
 
 	if (!held)
 		next(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
@@ -280,6 +285,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	if (prepared_commit)
 		sm_shmem_poke(MyDatabaseId);
+	if (guarded)
+		sm_guard_table_taken_out();
 }
 
 /* ----------
@@ -297,7 +304,10 @@ access_object(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	if (prev_access_hook)
 		prev_access_hook(access, classId, objectId, subId, arg);
 
-	if (access == OAT_DROP && classId == ExtensionRelationId &&
+	if (access != OAT_DROP)
+		return;
+	sm_guard_drop(classId, objectId, subId, ((ObjectAccessDrop *) arg)->dropflags);
+	if (classId == ExtensionRelationId &&
 		objectId == get_extension_oid(SM_EXTENSION_NAME, true))
 	{
 		await_transaction_end();
@@ -309,11 +319,10 @@ access_object(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 void
 sm_hooks_init(void)
 {
-	if (!process_shared_preload_libraries_in_progress)
-		return;
-
-	prev_utility_hook = ProcessUtility_hook;
-	ProcessUtility_hook = process_utility;
 	prev_access_hook = object_access_hook;
 	object_access_hook = access_object;
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	prev_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
 }

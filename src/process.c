@@ -79,9 +79,8 @@ attach_process(Datum main_arg)
 	return dbid;
 }
 
-/* The extension's OID and owner; InvalidOid when this database has none. */
-static Oid
-lookup_extension(Oid *owner)
+Oid
+sm_process_lookup_extension(Oid *owner)
 {
 	Oid			extension = InvalidOid;
 	Relation	rel;
@@ -212,7 +211,7 @@ softmobile_probe_main(Datum main_arg)
 	CHECK_FOR_INTERRUPTS();
 
 	StartTransactionCommand();
-	if (OidIsValid(lookup_extension(&owner)))
+	if (OidIsValid(sm_process_lookup_extension(&owner)))
 		verdict = judge_role(owner, &role);
 	probed = (SmProbed) {role, digest_settings(role)};
 	previous = sm_shmem_worker_verdict(verdict, &probed);
@@ -242,7 +241,7 @@ sm_process_join(Datum main_arg)
 	CHECK_FOR_INTERRUPTS();
 
 	StartTransactionCommand();
-	extension = lookup_extension(&owner);
+	extension = sm_process_lookup_extension(&owner);
 	CommitTransactionCommand();
 	if (!OidIsValid(extension))
 		sm_process_leave(SM_VERDICT_NO_EXTENSION);

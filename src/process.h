@@ -14,6 +14,9 @@
 /* Worker: attach and connect; returns the extension's OID or does not return. */
 extern Oid	sm_process_join(Datum main_arg);
 
+/* The extension's OID and owner; InvalidOid when this database has none. */
+extern Oid	sm_process_lookup_extension(Oid *owner);
+
 /* Worker: have settings of the database or the role changed since it connected? */
 extern bool sm_process_settings_changed(void);
 

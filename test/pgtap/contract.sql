@@ -63,6 +63,7 @@ INSERT INTO contract_setting VALUES
 	('batch_max_events', NULL, 'sighup'), ('batch_max_bytes', NULL, 'sighup'), ('compression', 'gzip', 'sighup'), ('connect_timeout', '5s', 'sighup'), ('request_timeout', '30s', 'sighup'),
 	('worker_role', '', 'sighup'), ('retention', '30d', 'sighup'),
 	('central_backup_window', '14d', 'sighup'), ('reference_max_size', '64MB', 'sighup'),
+	('drop_undelivered', 'off', 'superuser'),
 	('enable_hybrid_prep', 'on', 'superuser'), ('enable_purchases_sales', 'on', 'superuser'), ('enable_transfers', 'on', 'superuser');
 SELECT is((SELECT context FROM pg_settings s WHERE s.name = 'softmobile.' || c.name), c.context, format('softmobile.%s: who sets it', c.name))
 FROM contract_setting c ORDER BY name;

@@ -1,10 +1,12 @@
 -- What every regression test begins with: the extension, fresh; a shop of one branch; and how to look at what was captured.
 SET client_min_messages = error;
+SET softmobile.drop_undelivered = on;
 DROP EXTENSION IF EXISTS softmobile CASCADE;
 DROP SCHEMA IF EXISTS shop CASCADE;
 CREATE EXTENSION softmobile;
 CREATE SCHEMA shop;
 RESET client_min_messages;
+RESET softmobile.drop_undelivered;
 SET search_path = shop;
 -- Where many rows would only repeat, \pset tells nothing: no row counts, no alignment.
 \pset footer off

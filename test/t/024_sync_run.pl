@@ -127,7 +127,7 @@ $node->pgbench(
 	'callers at the same time',
 	{ '024_sync_run' => "SELECT * FROM softmobile.sync_run('quick') WHERE status = 'failed' \\gset" });
 $node->safe_psql('postgres',
-	"SELECT softmobile.register_branch('hanging', 'waits for an answer', '$url', active => false)");
+	"SET softmobile.drop_undelivered = on; SELECT softmobile.register_branch('hanging', 'waits for an answer', '$url', active => false)");
 $node->safe_psql('postgres',
 	"SELECT softmobile.register_branch('many' || i, 'many') FROM generate_series(1, 100) i");
 is( $node->safe_psql(

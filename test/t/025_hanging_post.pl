@@ -78,7 +78,7 @@ sql('ALTER DATABASE copy RENAME TO store');
 post_hangs();
 sql('DROP DATABASE store');
 is_prompt('DROP EXTENSION',
-	sub { $node->safe_psql('shop', 'DROP EXTENSION softmobile CASCADE') });
+	sub { $node->safe_psql('shop', 'SET softmobile.drop_undelivered = on; DROP EXTENSION softmobile CASCADE') });
 ok( $node->poll_query_until(
 		'postgres',
 		"SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'softmobile worker')"),

@@ -173,7 +173,7 @@ $shop->set_up('store', 7);
 hangs();
 $node->safe_psql('store', q{BEGIN; SET LOCAL softmobile.reason = 'venta normal'; INSERT INTO sale VALUES ('hang-2', '7'); COMMIT});
 $central->wait_for_requests(1);
-is_prompt('DROP EXTENSION with a POST hanging', 5, sub { $node->safe_psql('store', 'DROP EXTENSION softmobile CASCADE') });
+is_prompt('DROP EXTENSION with a POST hanging', 5, sub { $node->safe_psql('store', 'SET softmobile.drop_undelivered = on; DROP EXTENSION softmobile CASCADE') });
 $node->safe_psql('store', 'DROP TABLE sale, customer, draft');
 $shop->set_up('store', 7);
 hangs();
