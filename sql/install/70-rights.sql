@@ -43,7 +43,7 @@ BEGIN
 	IF kind <> 'worker' THEN
 		-- Where receipts are.
 		EXECUTE format('GRANT SELECT ON softmobile.folio_control TO %I', role);
-		EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.folio_control_of(text, date, date) TO %I', role);
+		EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.folio_control_of(text, date, date), softmobile.sync_explain(text, text) TO %I', role);
 	END IF;
 END
 $$;
