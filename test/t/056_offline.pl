@@ -321,10 +321,12 @@ $shop->sql(q{SELECT softmobile.sync_run('r1')});
 like(item('sync_after', 'r1'), qr/^t\|All that was captured before .* has arrived/, '... and is known to have arrived');
 
 # ---------------------------------------------------------------------------
-# Without the library
+# Without the library, and with an archive that takes nothing
 
-$node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = ''\narchive_mode = on\narchive_command = 'false'");
 $node->restart;
+$shop->sql('SELECT pg_switch_wal()');
+$shop->comes_to(q{SELECT detail ~ '^archive_command fails since ' FROM softmobile.offline_checklist('b1') WHERE code = 'wal' AND NOT ok}, 't', 'WAL that is not archived');
 like(item('preload'), qr/^f\|softmobile is not in shared_preload_libraries/, 'not preloaded');
 like(item('worker'), qr/^f\|The library is not in shared_preload_libraries/, '... no worker');
 like(prepare('b1'), qr/^sync\|f\|softmobile is not preloaded.*^reference catalogue\|t\|/ms, '... the preparation says so, and does the rest');
