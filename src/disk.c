@@ -44,7 +44,7 @@ softmobile_disk_space(PG_FUNCTION_ARGS)
 	if (statvfs(path, &fs) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not read the free space of file system of \"%s\": %m", path)));
+				 errmsg("could not get the free space of the file system of \"%s\": %m", path)));
 
 	values[0] = Int64GetDatum((int64) fs.f_bavail * (int64) fs.f_frsize);
 	values[1] = Int64GetDatum((int64) fs.f_blocks * (int64) fs.f_frsize);
