@@ -89,7 +89,9 @@ SELECT * FROM items('triggers', 'replica_mode');
 
 SELECT * FROM items('active', 'registered');
 SELECT softmobile.register_unknown_branches('{S7, S8}') \g /dev/null
+SET softmobile.drop_undelivered = on;
 SELECT softmobile.register_branch('S1', 'Centro', active => false) \g /dev/null
+RESET softmobile.drop_undelivered;
 SELECT * FROM items('active', 'registered');
 SELECT softmobile.register_branch(b, b) FROM unnest('{S1, S7, S8}'::text[]) AS b \g /dev/null
 SELECT * FROM items('active', 'registered');
