@@ -373,6 +373,7 @@ sm_delivery_pass(void)
 	sm_requeue_due(now);
 	while (sm_request_take(MyDatabaseId, &ticket))
 		sm_requeue_take_run(&ticket);
+	sm_link_publish();
 	sm_session_commit();
 
 	sm_delivery_begin();

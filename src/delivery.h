@@ -18,6 +18,15 @@
 typedef struct SmEndpoint
 {
 	char	   *url;			/* without slash at its end */
+
+	/* what the last request showed, for those who watch; see link.c */
+	bool		known;			/* there has been one since the worker began */
+	bool		resumed;		/* the worker before this one knew */
+	bool		reachable;
+	TimestampTz since;
+	TimestampTz next_check;		/* a silent link is looked at then */
+
+	/* what the delivery goes by */
 	bool		down;
 	TimestampTz down_since;
 	TimestampTz next_probe;
@@ -133,6 +142,11 @@ typedef struct SmBranch
 	int64		void_upto;		/* ledger row up to which central knows void numbers */
 	SmVerification found;		/* at the last comparison */
 
+	/* what softmobile.link_state says */
+	const char *link_word;		/* NULL: nothing yet */
+	TimestampTz link_since;
+	SmEndpoint *link_endpoint;
+
 	/* session */
 	int64		session;		/* 0: none */
 	bool		manual;
@@ -175,6 +189,9 @@ extern void sm_session_end(SmBranch *branch, const char *error);
 extern void sm_session_finish(SmRequestTicket *ticket, int64 session, const char *error);
 extern void sm_session_commit(void);
 
+/* link.c: within a transaction */
+extern void sm_link_publish(void);
+
 /* requeue.c: within a transaction */
 extern void sm_requeue_link_back(SmEndpoint *endpoint);
 extern void sm_requeue_due(TimestampTz now);
@@ -211,6 +228,8 @@ extern int64 sm_batch_memory(void);
 
 /* endpoint.c */
 extern SmEndpoint *sm_endpoint_find(const char *url);
+extern void sm_endpoint_resume(SmEndpoint *endpoint, bool reachable, TimestampTz since);
+extern void sm_endpoint_note(SmEndpoint *endpoint, bool reachable);
 extern void sm_endpoint_failed(SmEndpoint *endpoint);
 extern bool sm_endpoint_answered(SmEndpoint *endpoint);
 extern bool sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now);

@@ -45,6 +45,7 @@ sm_endpoint_find(const char *url)
 	caller = MemoryContextSwitchTo(sm_delivery_cxt);
 	endpoint = palloc0(sizeof(SmEndpoint));
 	endpoint->url = pstrdup(base);
+	endpoint->next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sm_probe_interval * INT64CONST(1000));
 	endpoints = lappend(endpoints, endpoint);
 	MemoryContextSwitchTo(caller);
 	return endpoint;
@@ -64,10 +65,35 @@ sm_endpoint_backoff(int failures, int first_ms, int cap_ms)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ms);
 }
 
+/* What the worker before this one knew: stands until the first request shows otherwise. */
+void
+sm_endpoint_resume(SmEndpoint *endpoint, bool reachable, TimestampTz since)
+{
+	if (endpoint->known)
+		return;
+	endpoint->resumed = true;
+	endpoint->reachable = reachable;
+	endpoint->since = since;
+}
+
+/* Whether a request was answered, whatever it was for. */
+void
+sm_endpoint_note(SmEndpoint *endpoint, bool reachable)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!(endpoint->known || endpoint->resumed) || endpoint->reachable != reachable)
+		endpoint->since = now;
+	endpoint->known = true;
+	endpoint->reachable = reachable;
+	endpoint->next_check = TimestampTzPlusMilliseconds(now, (reachable ? sm_sync_interval : sm_probe_interval) * INT64CONST(1000));
+}
+
 /* The link is down: probe it from now on. */
 void
 sm_endpoint_failed(SmEndpoint *endpoint)
 {
+	sm_endpoint_note(endpoint, false);
 	if (!endpoint->down)
 	{
 		endpoint->down = true;
@@ -85,6 +111,7 @@ sm_endpoint_failed(SmEndpoint *endpoint)
 bool
 sm_endpoint_answered(SmEndpoint *endpoint)
 {
+	sm_endpoint_note(endpoint, true);
 	if (!endpoint->down)
 		return false;
 	endpoint->down = false;
@@ -95,11 +122,13 @@ sm_endpoint_answered(SmEndpoint *endpoint)
 	return true;
 }
 
+/* A link that is down is probed until it is back. */
 bool
 sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now)
 {
 	return endpoint->down && !endpoint->probing && endpoint->next_probe <= now;
 }
+
 
 /* What of a file shows that it was replaced or written. */
 typedef struct FileMark

@@ -163,9 +163,8 @@ sm_gaps_note(SmGaps *gaps, const SmRanges *found, const SmHolders *holders)
 	MemoryContextSwitchTo(caller);
 }
 
-/* Strikes off the holders that are no longer there; true when there were any. */
-static bool
-strike_off(SmHolders *was, const SmHolders *now)
+bool
+sm_gaps_strike_off(SmHolders *was, const SmHolders *now)
 {
 	int			kept = 0;
 	bool		any;
@@ -248,7 +247,7 @@ sm_gaps_look(SmGaps *gaps, const SmHolders *holders, SmGapsFill fill, void *arg,
 	{
 		SmGapGroup *group = lfirst(lc);
 		bool		was_over = group->over;
-		bool		ended = holders->complete ? strike_off(&group->holders, holders) : true;
+		bool		ended = holders->complete ? sm_gaps_strike_off(&group->holders, holders) : true;
 
 		if (ended || group->look || was_over)
 		{

@@ -40,6 +40,9 @@ extern void sm_gaps_new_snapshot(void);
 /* The transactions that hold a lane's sequence; result in CurrentMemoryContext. */
 extern SmHolders sm_gaps_holders(Oid seqrelid);
 
+/* Strikes off the holders that are no longer there; true when there were any. */
+extern bool sm_gaps_strike_off(SmHolders *was, const SmHolders *now);
+
 extern int	sm_gaps_count(const SmGaps *gaps);
 
 /* True when a gap must be looked at again without waiting for anybody. */

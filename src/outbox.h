@@ -85,6 +85,15 @@ typedef struct SmBlockedEntity
 	pg_uuid_t	exception;
 } SmBlockedEntity;
 
+/* What is published of a branch's link. */
+typedef struct SmLinkRow
+{
+	char	   *branch;
+	char	   *url;			/* NULL: none */
+	char	   *state;
+	TimestampTz since;
+} SmLinkRow;
+
 /* What a user has left in outbox_request. */
 typedef struct SmRequestRow
 {
@@ -165,6 +174,8 @@ extern void sm_outbox_progress(int64 session, int64 events, int64 differences);
 extern void sm_outbox_close_session(int64 session, const char *error);
 extern void sm_outbox_abandon_sessions(void);
 extern void sm_outbox_audit_requeue(const char *branch, int64 events, const char *why);
+extern void sm_outbox_publish_link(const char *branch, const char *url, const char *state, TimestampTz since);
+extern List *sm_outbox_links(void);
 extern List *sm_outbox_take_requests(void);
 extern SmRanges sm_outbox_resend(int lane_id, const SmRanges *seqs);
 extern char *sm_outbox_check_identity(void);

@@ -116,6 +116,45 @@ sm_outbox_audit_requeue(const char *branch, int64 events, const char *why)
 	sm_query_run(&query, &args);
 }
 
+void
+sm_outbox_publish_link(const char *branch, const char *url, const char *state, TimestampTz since)
+{
+	static SmQuery query = {
+		"INSERT INTO softmobile.link_state (branch_id, central_url, state, since) VALUES ($1, $2, $3, $4)"
+		" ON CONFLICT (branch_id) DO UPDATE SET central_url = excluded.central_url, state = excluded.state,"
+		" since = excluded.since", 4,
+		{TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID}
+	};
+	SmArgs		args = {0};
+
+	sm_args_text(&args, branch);
+	sm_args_text(&args, url);
+	sm_args_text(&args, state);
+	sm_args_time(&args, since);
+	sm_query_run(&query, &args);
+}
+
+/* What the worker before this one has published. */
+List *
+sm_outbox_links(void)
+{
+	static SmQuery query = {"SELECT branch_id, central_url, state, since FROM softmobile.link_state"};
+	uint64		n = sm_query_run(&query, NULL);
+	List	   *rows = NIL;
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		SmLinkRow  *row = palloc0(sizeof(SmLinkRow));
+
+		row->branch = sm_row_text(i, 1);
+		row->url = sm_row_text(i, 2);
+		row->state = sm_row_text(i, 3);
+		row->since = sm_row_time(i, 4);
+		rows = lappend(rows, row);
+	}
+	return rows;
+}
+
 /* Takes what users have asked for by now off the table. */
 List *
 sm_outbox_take_requests(void)

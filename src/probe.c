@@ -35,7 +35,7 @@
 
 typedef enum ProbeKind
 {
-	PROBE_LINK,					/* of an endpoint that is down */
+	PROBE_LINK,					/* of an endpoint that is down, or silent for long */
 	PROBE_RUN,					/* for a sync_run() */
 	PROBE_VERIFY
 } ProbeKind;
@@ -121,6 +121,23 @@ ask_numbers(SmBranch *branch)
 		branch->verify = SM_VERIFY_ASKED;
 }
 
+/*
+ * Whoever watches is told what is true now: a link that was found dead, but that
+ * nothing has been sent on since, is looked at; so is one that no comparison
+ * looks at.
+ */
+static bool
+may_check(const SmBranch *branch, TimestampTz now)
+{
+	const SmEndpoint *endpoint = branch->endpoint;
+
+	if (endpoint->down || endpoint->probing || endpoint->next_check > now)
+		return false;
+	if (branch->receipts && !(endpoint->known && !endpoint->reachable))
+		return false;
+	return branch->active && branch->in_flight == NULL && list_length(probes) < MAX_VERIFYING;
+}
+
 void
 sm_probe_send_due(TimestampTz now)
 {
@@ -133,7 +150,7 @@ sm_probe_send_due(TimestampTz now)
 
 		if (endpoint == NULL)
 			continue;
-		if (sm_endpoint_probe_due(endpoint, now))
+		if (sm_endpoint_probe_due(endpoint, now) || may_check(branch, now))
 			endpoint->probing = submit(PROBE_LINK, endpoint, NULL, NULL, 0);
 		if (branch->verify == SM_VERIFY_DONE && branch->verify_at <= now)
 			branch->verify = SM_VERIFY_DUE;
@@ -173,7 +190,9 @@ handle_health(Probe *probe, const SmHttpResult *result)
 	if (probe->kind == PROBE_LINK)
 		endpoint->probing = false;
 	sm_delivery_begin();
-	if (!answered)
+	if (!answered && branch == NULL && !endpoint->down)
+		sm_endpoint_note(endpoint, false);	/* what there is to send is tried nevertheless */
+	else if (!answered)
 		sm_endpoint_failed(endpoint);
 	else if (sm_endpoint_answered(endpoint))
 		sm_requeue_link_back(endpoint);
@@ -226,6 +245,8 @@ handle_numbers(Probe *probe, const SmHttpResult *result)
 	branch->verify_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), sm_sync_interval * INT64CONST(1000));
 	if (result->status != 404 && result->status != 405)
 		branch->verify_at = Min(branch->verify_at, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), VERIFY_AGAIN_MS));
+	if (!probe->endpoint->down)
+		sm_endpoint_note(probe->endpoint, result->outcome == SM_HTTP_ANSWERED || result->outcome == SM_HTTP_PROTOCOL);
 	/* What is wrong, the next batch will tell; without a batch it can wait. */
 	if (result->outcome != SM_HTTP_ANSWERED || result->status != 200 ||
 		strlen(result->body) != result->body_len ||

@@ -27,6 +27,7 @@
 #include "process.h"
 #include "shmem.h"
 #include "storage/latch.h"
+#include "tiles.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -117,6 +118,16 @@ keep_house(void)
 	sm_outbox_commit();
 }
 
+/* Counts some of the log, for statistics. */
+static void
+write_tiles(void)
+{
+	if (!sm_outbox_begin(extension))
+		sm_process_leave(SM_VERDICT_LEFT);
+	sm_tiles_write();
+	sm_outbox_commit();
+}
+
 static bool
 is_due(TimestampTz *last, int interval_ms)
 {
@@ -166,6 +177,8 @@ softmobile_worker_main(Datum main_arg)
 		}
 		if (is_due(&house_kept, HOUSEKEEPING_MS))
 			keep_house();
+		if (sm_tiles_due())
+			write_tiles();
 
 		(void) sm_shmem_take_work();
 		again = sm_delivery_pass();
@@ -176,6 +189,7 @@ softmobile_worker_main(Datum main_arg)
 			long		timeout = sm_delivery_timeout_ms();
 			long		http_timeout = sm_http_timeout_ms();
 
+			timeout = Min(timeout, sm_tiles_timeout_ms());
 			if (http_timeout >= 0)
 				timeout = Min(timeout, http_timeout);
 			(void) WaitLatchOrSocket(MyLatch,

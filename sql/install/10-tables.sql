@@ -167,6 +167,7 @@ CREATE TABLE softmobile.outbox_batch (
 CREATE INDEX outbox_batch_by_lane ON softmobile.outbox_batch (lane_id, batch_id);
 CREATE INDEX outbox_batch_void ON softmobile.outbox_batch (lane_id) WHERE kind = 'void';
 CREATE INDEX outbox_batch_by_seq ON softmobile.outbox_batch (lane_id, last_seq, batch_id);
+CREATE INDEX outbox_batch_by_time ON softmobile.outbox_batch (settled_at);
 COMMENT ON TABLE softmobile.outbox_batch IS 'The ledger: one row per settled batch, answering when and how an event was delivered; kind void: numbers of rolled-back transactions.';
 COMMENT ON COLUMN softmobile.outbox_batch.members IS 'Exact numbers of the lane that this batch settled.';
 COMMENT ON COLUMN softmobile.outbox_batch.exceptions IS 'How many of the members became exceptions.';
@@ -224,6 +225,7 @@ CREATE TABLE softmobile.sync_session (
 	differences_detected bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX sync_session_by_branch ON softmobile.sync_session (branch_id, id DESC);
+CREATE INDEX sync_session_failed ON softmobile.sync_session (finished_at) WHERE status = 'failed';
 COMMENT ON TABLE softmobile.sync_session IS 'Sessions: from the first batch until the lanes are drained, the link fails or softmobile.sync_interval has passed. An automatic session that ended well is prolonged by the next events within sync_interval.';
 COMMENT ON COLUMN softmobile.sync_session.differences_detected IS 'Events that central answered as conflict or rejected.';
 

@@ -93,43 +93,6 @@ COMMENT ON COLUMN softmobile.sync_outbox.priority IS 'Of the lane that the event
 COMMENT ON COLUMN softmobile.sync_outbox.attempt_count IS 'Attempts of the batch that the event is in; of a rejected event, its rejections.';
 COMMENT ON COLUMN softmobile.sync_outbox.conflict_flag IS 'Central holds another version of the row; see sync_conflicts.';
 
-CREATE VIEW softmobile.sync_outbox_stats AS
-WITH counted AS (
-	SELECT coalesce(l.branch_id, e.branch_id) AS branch_id, e.entity_no, l.priority,
-		count(*) AS total,
-		count(*) FILTER (WHERE NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq) AS pending,
-		count(*) FILTER (WHERE l.failed @> e.seq) AS failed,
-		0 AS conflicts,
-		greatest(max(e.created_at), max(l.last_attempt_at), max(b.settled_at)) AS latest_update,
-		min(e.created_at) FILTER (WHERE NOT l.settled_all @> e.seq AND NOT l.failed @> e.seq) AS oldest_pending,
-		NULL::timestamptz AS last_conflict_at
-	FROM softmobile.outbox_event e
-		JOIN softmobile.outbox_lane_state l ON l.log_id = e.lane_id
-			-- an unregistered lane's event counts for its branch's lane, if that is there
-			AND CASE WHEN l.branch_id IS NULL
-				THEN NOT EXISTS (SELECT FROM softmobile.outbox_lane o WHERE o.log_id = l.lane_id AND o.branch_id = e.branch_id)
-				ELSE l.log_id = l.lane_id OR l.branch_id = e.branch_id END
-		LEFT JOIN softmobile.outbox_batch b ON b.batch_id = l.settled_batch
-	GROUP BY 1, 2, 3
-	UNION ALL
-	-- Exceptions were counted as settled.
-	SELECT x.branch_id, x.entity_no, l.priority, 0,
-		count(*) FILTER (WHERE x.state = 'queued'),
-		count(*) FILTER (WHERE x.state = 'failed'),
-		count(*) FILTER (WHERE x.kind = 'conflict'),
-		max(x.updated_at),
-		min(x.created_at) FILTER (WHERE x.state = 'queued'),
-		max(x.recorded_at) FILTER (WHERE x.kind = 'conflict')
-	FROM softmobile.outbox_exception x JOIN softmobile.outbox_lane l USING (lane_id)
-	WHERE x.state IN ('failed', 'queued')
-	GROUP BY 1, 2, 3)
-SELECT c.branch_id, t.entity_type, c.priority,
-	sum(c.total)::bigint AS total, sum(c.pending)::bigint AS pending, sum(c.failed)::bigint AS failed, sum(c.conflicts)::bigint AS conflicts,
-	max(c.latest_update) AS latest_update, min(c.oldest_pending) AS oldest_pending, max(c.last_conflict_at) AS last_conflict_at
-FROM counted c JOIN softmobile.outbox_entity t USING (entity_no)
-GROUP BY c.branch_id, t.entity_type, c.priority;
-COMMENT ON VIEW softmobile.sync_outbox_stats IS 'The queue by branch, entity type and priority. total counts delivered events too, as long as they are kept (softmobile.retention).';
-
 CREATE VIEW softmobile.sync_history AS
 SELECT s.id, s.branch_id, s.mode, s.status, s.started_at, s.finished_at, s.triggered_by, s.error_message, s.processed_events, s.differences_detected
 FROM softmobile.sync_session s;

@@ -282,6 +282,7 @@ BEGIN
 				RETURN format('segment %s is being read', old.segment);
 			END;
 			DELETE FROM softmobile.outbox_segment s WHERE s.segment = old.segment;
+			DELETE FROM softmobile.outbox_tile t WHERE t.segment = old.segment;
 			-- The ledger goes with the events that it tells of. Which numbers are void stays known, in one row of each lane.
 			WITH gone AS (
 				DELETE FROM softmobile.outbox_batch b WHERE b.settled_at < old.closed_at - retention

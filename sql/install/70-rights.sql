@@ -13,11 +13,15 @@ BEGIN
 	CASE kind
 		WHEN 'app' THEN
 			-- Sells, sets reasons, looks at the queue's figures, runs a synchronisation.
+			EXECUTE format('GRANT SELECT ON softmobile.sync_overview TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.outbox_counts() TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox_stats, softmobile.sync_history TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.worker_status() TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.reference_data, softmobile.reference_data_status TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.offline_checklist(text, integer) TO %I', role);
 		WHEN 'operator' THEN
+			EXECUTE format('GRANT SELECT ON softmobile.sync_overview TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.outbox_counts(), softmobile.metrics() TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_conflicts TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.resolve_conflict(uuid, text, text) TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.reference_data, softmobile.reference_data_status, softmobile.offline_preparation, softmobile.printer_confirmation, softmobile.backup_record TO %I', role);
@@ -25,17 +29,19 @@ BEGIN
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.ledger_of(integer, bigint), softmobile.sync_run(text, interval), softmobile.worker_status(), softmobile.requeue_failed_outbox_entries(text, interval), softmobile.sync_outbox_retry(uuid[], text), softmobile.resend(text, text, int8multirange, text, uuid), softmobile.verify_delivery(text, boolean), softmobile.register_branch(text, text, text, boolean, text) TO %I', role);
 		WHEN 'auditor' THEN
+			EXECUTE format('GRANT SELECT ON softmobile.sync_overview TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.outbox_counts(), softmobile.metrics(), softmobile.worker_status() TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_conflicts TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.reference_data_status, softmobile.offline_preparation, softmobile.printer_confirmation, softmobile.backup_record TO %I', role);
 			EXECUTE format('GRANT SELECT ON softmobile.sync_outbox, softmobile.sync_outbox_stats, softmobile.sync_history, softmobile.sync_audit, softmobile.branch, softmobile.captured_table, softmobile.outbox_batch, softmobile.outbox_exception, softmobile.outbox_epoch TO %I', role);
 			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.ledger_of(integer, bigint), softmobile.verify_delivery(text, boolean) TO %I', role);
 		WHEN 'worker' THEN
 			EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA softmobile TO %I', role);
-			EXECUTE format('GRANT INSERT, UPDATE ON softmobile.outbox_batch, softmobile.outbox_exception, softmobile.sync_session, softmobile.audit, softmobile.outbox_identity TO %I', role);
+			EXECUTE format('GRANT INSERT, UPDATE ON softmobile.outbox_batch, softmobile.outbox_exception, softmobile.sync_session, softmobile.audit, softmobile.outbox_identity, softmobile.link_state TO %I', role);
 			EXECUTE format('GRANT UPDATE ON softmobile.outbox_lane TO %I', role);
 			EXECUTE format('GRANT DELETE ON softmobile.outbox_request, softmobile.outbox_identity TO %I', role);
 			EXECUTE format('GRANT USAGE ON ALL SEQUENCES IN SCHEMA softmobile TO %I', role);
-			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval), softmobile.close_lanes(), softmobile.automatic_reason(), softmobile.verify_question(text, bigint), softmobile.take_verification(text, text) TO %I', role);
+			EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval), softmobile.close_lanes(), softmobile.automatic_reason(), softmobile.tile_size(), softmobile.write_tiles(integer, bigint, bigint), softmobile.verify_question(text, bigint), softmobile.take_verification(text, text) TO %I', role);
 		ELSE
 			RAISE EXCEPTION 'unknown kind of role "%"', kind
 				USING ERRCODE = 'invalid_parameter_value', HINT = 'Use operator, auditor, app or worker.';
