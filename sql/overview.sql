@@ -112,7 +112,7 @@ SELECT count(*) FROM differing;
 CALL sell(30);
 SELECT count(*) FROM differing;
 
--- whatever is settled, failed or an exception: 60 states
+-- whatever is settled, failed or an exception: 40 states
 CREATE FUNCTION some_numbers(log integer, branch text) RETURNS int8multirange LANGUAGE sql AS $$
 	SELECT coalesce(range_agg(int8range(e.seq, e.seq + 1)), '{}') FROM softmobile.outbox_event e
 	WHERE e.lane_id = log AND (e.branch_id IS NULL OR e.branch_id = branch) AND random() < (SELECT random() OFFSET 0)
@@ -153,7 +153,7 @@ BEGIN
 	RETURN (SELECT count(*) FROM differing);
 END
 $$;
-SELECT count(*) AS states, sum(differences) AS differences FROM (SELECT some_state() AS differences FROM generate_series(1, 60)) AS s;
+SELECT count(*) AS states, sum(differences) AS differences FROM (SELECT some_state() AS differences FROM generate_series(1, 40)) AS s;
 
 -- the overview agrees with the statistics
 SELECT count(*) AS branches, bool_and(o.pending = s.pending AND o.failed = s.failed AND o.conflicts = s.conflicts AND o.total = s.total) AS agree,

@@ -37,7 +37,7 @@ COMMENT ON FUNCTION softmobile.tile_size() IS 'Internal: numbers in a block. Lar
 
 CREATE FUNCTION softmobile.write_tiles(log integer, first_block bigint, last_block bigint) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 	INSERT INTO softmobile.outbox_tile (log_id, block, segment, entity_no, branch_id, events, amount, oldest, newest)
 	SELECT log, c.block, s.segment, c.entity_no, c.branch_id, c.events, c.amount, c.oldest, c.newest
@@ -60,7 +60,7 @@ CREATE FUNCTION softmobile.count_range(log integer, first_seq bigint, last_seq b
 RETURNS TABLE (entity_no integer, branch_id text, state "char", events bigint, amount numeric, oldest timestamptz, newest timestamptz)
 LANGUAGE sql STABLE ROWS 10 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- By index, whatever the planner thinks of the size of a range that it does not know.
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 	SELECT e.entity_no, e.branch_id,
 		CASE WHEN settled @> e.seq THEN 's' WHEN failed @> e.seq THEN 'f' ELSE 'p' END::"char",
