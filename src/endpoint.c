@@ -129,7 +129,6 @@ sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now)
 	return endpoint->down && !endpoint->probing && endpoint->next_probe <= now;
 }
 
-
 /* What of a file shows that it was replaced or written. */
 typedef struct FileMark
 {
