@@ -266,7 +266,8 @@ DECLARE
 BEGIN
 	SELECT * INTO cur FROM softmobile.outbox_segment WHERE current;
 	IF NOT FOUND THEN
-		INSERT INTO softmobile.outbox_segment (segment, current, opened_at) VALUES (1, true, now()) RETURNING * INTO cur;
+		-- No row is written before it says more than none: a restore may be about to bring the dump's.
+		cur := (1, true, coalesce((SELECT max(i.seen_at) FROM softmobile.outbox_identity i), now()), NULL);
 	END IF;
 
 	-- The oldest closed segment whose events are all delivered and old enough gives its disk back.
@@ -298,10 +299,11 @@ BEGIN
 	-- A new segment is opened three times in each retention, so that at most a third more than needed is kept.
 	IF cur.opened_at < now() - retention / 3 THEN
 		SELECT n INTO next_one FROM generate_series(1, 4) AS n
-		WHERE NOT EXISTS (SELECT FROM softmobile.outbox_segment s WHERE s.segment = n) ORDER BY (n - cur.segment + 4) % 4 LIMIT 1;
+		WHERE n <> cur.segment AND NOT EXISTS (SELECT FROM softmobile.outbox_segment s WHERE s.segment = n) ORDER BY (n - cur.segment + 4) % 4 LIMIT 1;
 		EXECUTE format('SELECT EXISTS (SELECT FROM softmobile.outbox_event_%s)', cur.segment) INTO used;
 		IF next_one IS NOT NULL AND used THEN
-			UPDATE softmobile.outbox_segment SET current = false, closed_at = now() WHERE segment = cur.segment;
+			INSERT INTO softmobile.outbox_segment (segment, current, opened_at, closed_at) VALUES (cur.segment, false, cur.opened_at, now())
+			ON CONFLICT ON CONSTRAINT outbox_segment_pkey DO UPDATE SET current = false, closed_at = now();
 			INSERT INTO softmobile.outbox_segment (segment, current, opened_at) VALUES (next_one, true, now());
 			PERFORM softmobile.lanes_changed();
 			RETURN format('segment %s opened', next_one);
