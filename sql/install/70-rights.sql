@@ -48,8 +48,11 @@ BEGIN
 	END CASE;
 	IF kind <> 'worker' THEN
 		-- Where receipts are.
-		EXECUTE format('GRANT SELECT ON softmobile.folio_control TO %I', role);
+		EXECUTE format('GRANT SELECT ON softmobile.folio_control, softmobile.sync_discrepancy TO %I', role);
 		EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.folio_control_of(text, date, date), softmobile.sync_explain(text, text) TO %I', role);
+	END IF;
+	IF kind IN ('app', 'operator') THEN
+		EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.reconcile(text, date, date), softmobile.resolve_discrepancy(bigint, text) TO %I', role);
 	END IF;
 END
 $$;
