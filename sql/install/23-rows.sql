@@ -19,10 +19,14 @@ BEGIN
 	IF base.oid IS NULL THEN
 		RETURN 'NULL::text';
 	END IF;
-	IF base.oid >= 16384 AND (base.typtype <> 'b' OR base.typelem <> 0) THEN
-		-- An ordinary user's type may have a cast to text or json that he wrote; its output function is PostgreSQL's own.
-		expression := format('CASE WHEN num_nulls(%1$s) = 0 THEN format(''%%s'', %1$s) END', expression);
-		RETURN CASE form WHEN 'json' THEN format('to_json(%s)::text', expression) ELSE expression END;
+	-- An ordinary user's type may have a cast to text or json that he wrote. Enums and ranges are put out by PostgreSQL's
+	-- own functions; base types are made by superusers only.
+	IF base.oid >= 16384 AND base.typtype IN ('e', 'r', 'm') THEN
+		expression := format('CASE WHEN %1$s IS NOT NULL THEN format(''%%s'', %1$s) END', expression);
+	ELSIF base.oid >= 16384 AND (base.typtype <> 'b' OR base.typelem <> 0 AND (SELECT e.typtype <> 'b' OR e.typelem <> 0 FROM pg_type e WHERE e.oid = base.typelem)) THEN
+		RAISE EXCEPTION 'column "%" of % cannot be read as text', column_name, relation
+			USING ERRCODE = 'feature_not_supported', DETAIL = format('It is of type %s.', format_type(base.oid, NULL)),
+				HINT = format('Call softmobile.detach(%L), and attach the table again with columns of simple types as key, branch, folio, SKU, amount and quantity.', relation);
 	END IF;
 	RETURN CASE
 		WHEN form = 'json' THEN format('to_json(%s)::text', expression)
@@ -34,7 +38,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.column_text(regclass, name, text) IS
-'Internal: SQL for a column of table t as events show it. form id: as in an entity_id; value: as central reads it in its jsonb; json: its JSON. A column that the table does not have is NULL.';
+'Internal: SQL for a column of table t as events show it. form id: as in an entity_id; value: as central reads it in its jsonb; json: its JSON. A column that the table does not have is NULL. Error: 0A000 a composite type, or an array of enums, ranges or composite types.';
 
 CREATE FUNCTION softmobile.usable_branch(value text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -197,6 +197,15 @@ RETURN ARRAY(
 	ORDER BY c.n);
 COMMENT ON FUNCTION softmobile.differing_columns(name[], name[], jsonb, jsonb) IS 'Internal: in which of the columns two rows differ; numbers: columns that are compared as such.';
 
+CREATE FUNCTION softmobile.is_comparison_answer(answer jsonb, buckets integer) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN CASE WHEN jsonb_typeof(answer -> 'buckets') = 'array' THEN (
+	SELECT coalesce(bool_and(CASE WHEN b ->> 'bucket' ~ '^\d{1,4}$' AND jsonb_typeof(b -> 'rows') = 'array' THEN (b ->> 'bucket')::integer < buckets AND (
+		SELECT coalesce(bool_and((jsonb_typeof(r -> 'entity_id') = 'string' AND jsonb_typeof(r -> 'values') = 'object') IS TRUE), true)
+		FROM jsonb_array_elements(b -> 'rows') AS r) ELSE false END), true)
+	FROM jsonb_array_elements(answer -> 'buckets') AS b) ELSE false END;
+COMMENT ON FUNCTION softmobile.is_comparison_answer(jsonb, integer) IS 'Internal: whether this is an answer to POST /reconcile: {"buckets": [{"bucket", "rows": [{"entity_id", "values"}]}]}.';
+
 CREATE FUNCTION softmobile.ask_buckets(q softmobile.comparison) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -232,9 +241,7 @@ BEGIN
 		END IF;
 		RAISE;
 	END;
-	IF jsonb_typeof(answer -> 'buckets') IS DISTINCT FROM 'array'
-		OR answer @? format('$.buckets[*] ? (!(@.bucket.type() == "number" && @.bucket >= 0 && @.bucket < %s && @.bucket == @.bucket.floor() && @.rows.type() == "array"))', n)::jsonpath
-		OR answer @? '$.buckets[*].rows[*] ? (!(@.entity_id.type() == "string" && @.values.type() == "object"))' THEN
+	IF NOT softmobile.is_comparison_answer(answer, n) THEN
 		RAISE EXCEPTION 'central''s answer to the comparison of "%" is not as documented', q.entity_type
 			USING ERRCODE = 'protocol_violation', HINT = 'Check that central runs a version of softmobile that fits this one.';
 	END IF;
@@ -476,7 +483,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.reconcile(text, date, date) IS
-'Compares what a branch holds with what central holds of it: rows with a folio, dated (UTC) from the first to the last day, by folio and amount; rows with a SKU, as they are now, by SKU and quantity; and looks for missing and doubled folios. Returns the differences that are open, not those that were resolved and are the same as then; leaves a session in sync_history. A difference whose event still waits says so in detail. Central must be reachable. Errors: 42704 unknown branch; 22023 NULL, or dates reversed; 22008 date out of range; 55000 nothing to compare, or no central_url; 54000 too much differs; 08006 central cannot be reached; 08P01 what answers is not central; 28000 token refused; 0A000 central does not offer it; 08004 central failed; 25001 not READ COMMITTED; 25006 read-only. After an error nothing has changed.';
+'Compares what a branch holds with what central holds of it: rows with a folio, dated (UTC) from the first to the last day, by folio and amount; rows with a SKU, as they are now, by SKU and quantity; and looks for missing and doubled folios. Returns the differences that are open, not those that were resolved and are the same as then; leaves a session in sync_history. A difference whose event still waits says so in detail. Central must be reachable. Errors: 42704 unknown branch; 22023 NULL, or dates reversed; 22008 date out of range; 55000 nothing to compare, or no central_url; 54000 too much differs; 42804 a date column is no date any more; 0A000 a column of a composite type, or central does not offer it; 08006 central cannot be reached; 08P01 what answers is not central; 28000 token refused; 08004 central failed; 25001 not READ COMMITTED; 25006 read-only. After an error nothing has changed.';
 
 CREATE FUNCTION softmobile.reconcile_lock_class() RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1936878958;
