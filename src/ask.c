@@ -3,7 +3,7 @@
  *		One HTTP question to central, asked and waited for by a user's backend.
  *
  * Called through the SQL functions of 45-ask.sql, within the caller's transaction;
- * holds no lock, ends with the caller's cancel, and at the latest after
+ * holds no lock, ends with the caller's cancel, and when nothing has arrived for
  * softmobile.request_timeout.  Events never go this way: they are the worker's.
  * What central, the link or the configuration do is an outcome, not an ERROR.
  */

@@ -182,6 +182,7 @@ pg_nodiscard extern bool sm_probe_branch(SmBranch *branch);
 extern void sm_probe_send_due(TimestampTz now);
 extern bool sm_probe_handle(const SmHttpResult *result);
 extern void sm_probe_verify_again(SmEndpoint *endpoint);
+extern void sm_probe_verify_soon(SmBranch *branch);
 
 /* session.c: within a transaction; sm_session_commit() ends it */
 extern void sm_session_open(SmBranch *branch, bool manual, const char *user, const char *reason);

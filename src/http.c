@@ -49,6 +49,9 @@
 /* Nor after it was idle for longer (s): middleboxes forget idle connections silently. */
 #define MAX_CONNECTION_IDLE 60
 
+/* A single request makes no progress below this (bytes/s). */
+#define LOW_SPEED 100L
+
 /* TCP keepalive probes (s), for requests that wait long for their answer. */
 #define KEEPALIVE_IDLE 30
 #define KEEPALIVE_INTERVAL 10
@@ -417,11 +420,15 @@ set_options(Request *r, const SmHttpRequest *request)
 	SET(CURLOPT_HTTP_VERSION, http_version);
 
 	/*
-	 * No abort at low speed: a server that thinks for long before it answers
-	 * would look the same.  The limit on the whole request ends a trickle too.
+	 * A request of the worker ends after its time, whatever happens: no abort at
+	 * low speed, which a server that thinks for long would look like too.  The
+	 * answer to a single request may be long and the line thin, and somebody
+	 * waits who can cancel: it ends when nothing arrives for that time.
 	 */
 	SET(CURLOPT_CONNECTTIMEOUT_MS, connect_ms);
-	SET(CURLOPT_TIMEOUT_MS, request_ms);
+	SET(CURLOPT_TIMEOUT_MS, request->single ? 0L : request_ms);
+	SET(CURLOPT_LOW_SPEED_LIMIT, request->single ? LOW_SPEED : 0L);
+	SET(CURLOPT_LOW_SPEED_TIME, request->single ? Max(request_ms / 1000, 1L) : 0L);
 	SET(CURLOPT_TCP_NODELAY, 1L);
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
 	SET(CURLOPT_TCP_KEEPIDLE, (long) KEEPALIVE_IDLE);

@@ -38,7 +38,7 @@ typedef struct SmHttpRequest
 	const char *reason;			/* UTF-8; sent percent-encoded as X-Reason */
 	const char *traceparent;
 	int			connect_timeout_ms;
-	int			request_timeout_ms; /* whole request, name look-up included */
+	int			request_timeout_ms; /* whole request, name look-up included; single: without progress */
 	size_t		max_response;	/* a longer answer is SM_HTTP_PROTOCOL */
 	bool		single;			/* a connection for this request only; tells certificate_until */
 	void	   *tag;			/* the caller's, returned in the result */

@@ -33,6 +33,9 @@
 /* When a comparison that could not be made is tried again, at the latest. */
 #define VERIFY_AGAIN_MS		60000
 
+/* How long central may wait to be told of void numbers. */
+#define VOID_MS				5000
+
 typedef enum ProbeKind
 {
 	PROBE_LINK,					/* of an endpoint that is down, or silent for long */
@@ -176,6 +179,19 @@ sm_probe_verify_again(SmEndpoint *endpoint)
 		if (branch->endpoint == endpoint && branch->verify == SM_VERIFY_DONE)
 			branch->verify = SM_VERIFY_DUE;
 	}
+}
+
+/*
+ * Numbers have become void.  While central takes them for events that are still to
+ * come, it holds that they may explain a difference, and sees no conflict.
+ */
+void
+sm_probe_verify_soon(SmBranch *branch)
+{
+	TimestampTz soon = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), VOID_MS);
+
+	if (branch->verify_at > soon)
+		branch->verify_at = soon;
 }
 
 /* --- answers --- */

@@ -201,6 +201,7 @@ look_at_gaps(SmLane *lane, SmGapsFill fill, SmRanges *filled)
 		return;
 	lane->folded = sm_gaps_count(&lane->gaps) <= 64;
 	sm_outbox_void(lane->lane_id, &voids, lane->folded);
+	sm_probe_verify_soon(lane->branch);
 }
 
 /*

@@ -25,7 +25,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(program start_central token conninfo log_file wait_until start_gateway stop_gateway event batch request post
+our @EXPORT = qw(program start_central use_central token conninfo log_file wait_until start_gateway stop_gateway event batch request post
   is_receipt is_problem received in_background hold_branch waiting raw answer_of);
 
 my $program = $ENV{SM_GATEWAY} || "$FindBin::RealBin/../../softmobile-gateway";
@@ -52,9 +52,17 @@ sub start_central
 		CREATE ROLE gateway LOGIN;
 		SELECT softmobile.grant_central('gateway');
 	});
-	$conninfo = sprintf 'host=%s port=%s dbname=postgres user=gateway', $node->host, $node->port;
+	use_central($node);
 	$token{$_} = $node->safe_psql('postgres', "SELECT softmobile.central_create_token('{$_}', '$_')") for qw(b1 b2);
 	return $node;
+}
+
+# Gateways that are started from now on stand before this node, which has a role for them.
+sub use_central
+{
+	($node) = @_;
+	$conninfo = sprintf 'host=%s port=%s dbname=postgres user=gateway', $node->host, $node->port;
+	return;
 }
 
 # The token of a branch.
