@@ -116,6 +116,13 @@ SELECT count(*) FROM differences('2025-12-01', '2026-01-31');
 SELECT DISTINCT status FROM softmobile.sync_discrepancy WHERE entity_id IN ('24', '25', '48', '49');
 RESET TimeZone;
 
+-- a gap between two days is one of the second
+SELECT secretly('DELETE FROM sale WHERE id = 73');
+SELECT kind, folio FROM differences('2026-01-03', '2026-01-03') WHERE folio = 'A-0073';
+SELECT kind, folio FROM differences('2026-01-04', '2026-01-04') WHERE folio = 'A-0073';
+SELECT secretly($$INSERT INTO sale VALUES (73, 'S1', NULL, 'A-0073', 109.5, '2026-01-04')$$);
+SELECT count(*) FROM differences('2026-01-04', '2026-01-04') WHERE folio = 'A-0073';
+
 -- events that wait, and those that were settled while both sides were compared
 UPDATE sale SET total = 100 WHERE id = 100;
 UPDATE sale SET total = 101 WHERE id = 100;

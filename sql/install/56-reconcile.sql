@@ -54,7 +54,7 @@ FROM softmobile.discrepancy d;
 COMMENT ON VIEW softmobile.sync_discrepancy IS 'Differences between branch and central, as reconcile() found them. status open: resolve_discrepancy() takes it; resolved: by a person, with a reason; gone: a later reconcile() did not find it any more.';
 COMMENT ON COLUMN softmobile.sync_discrepancy.kind IS 'missing at central, missing at branch, different, folio gap, folio doubled.';
 COMMENT ON COLUMN softmobile.sync_discrepancy.folio IS 'Of a gap: the first folio that is missing.';
-COMMENT ON COLUMN softmobile.sync_discrepancy.local IS 'The compared columns as they are at the branch; of a gap, which folios are missing between which; of a doubled folio, its rows (the first 20).';
+COMMENT ON COLUMN softmobile.sync_discrepancy.local IS 'The compared columns as they are at the branch; of a gap, which folios are missing; of a doubled folio, its rows (the first 20).';
 COMMENT ON COLUMN softmobile.sync_discrepancy.central IS 'The same columns as central holds them. NULL: central has no such row, or was not asked (gaps, doubled folios).';
 COMMENT ON COLUMN softmobile.sync_discrepancy.detail IS 'What differs, and whether an event of the row still waits.';
 COMMENT ON COLUMN softmobile.sync_discrepancy.session_id IS 'Session in which it was first found.';
@@ -197,6 +197,17 @@ RETURN ARRAY(
 	ORDER BY c.n);
 COMMENT ON FUNCTION softmobile.differing_columns(name[], name[], jsonb, jsonb) IS 'Internal: in which of the columns two rows differ; numbers: columns that are compared as such.';
 
+CREATE FUNCTION softmobile.too_much(q softmobile.comparison, detail text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RAISE EXCEPTION 'too much of "%" differs between branch "%" and central', q.entity_type, q.branch
+		USING ERRCODE = 'program_limit_exceeded', DETAIL = too_much.detail,
+			HINT = 'Compare fewer days. What central has lost, verify_delivery() finds and resend() sends; rows from before the table was attached are sent by attach(initial => ''snapshot'').';
+END
+$$;
+COMMENT ON FUNCTION softmobile.too_much(softmobile.comparison, text) IS 'Internal: error 54000.';
+
 CREATE FUNCTION softmobile.is_comparison_answer(answer jsonb, buckets integer) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 RETURN CASE WHEN jsonb_typeof(answer -> 'buckets') = 'array' THEN (
@@ -235,9 +246,7 @@ BEGIN
 		answer := softmobile.ask_json(q.branch, '/reconcile', question);
 	EXCEPTION WHEN sqlserver_rejected_establishment_of_sqlconnection THEN
 		IF SQLERRM LIKE '%413%' THEN
-			RAISE EXCEPTION 'too many rows of "%" differ between branch "%" and central', q.entity_type, q.branch
-				USING ERRCODE = 'program_limit_exceeded', DETAIL = SQLERRM,
-					HINT = 'Compare fewer days. If central has lost much, softmobile.verify_delivery() says what, and resend() sends it again.';
+			PERFORM softmobile.too_much(q, SQLERRM);
 		END IF;
 		RAISE;
 	END;
@@ -251,14 +260,13 @@ $$;
 COMMENT ON FUNCTION softmobile.ask_buckets(softmobile.comparison) IS
 'Internal: asks central which buckets of the rows differ from those here. Returns {"of": number of buckets, "buckets": [{"bucket", "rows": [{"entity_id", "values"}]}]}. Errors: those of ask_json(), 54000 more differs than central lists.';
 
-CREATE FUNCTION softmobile.row_findings(q softmobile.comparison, answer jsonb, asked_at timestamptz) RETURNS SETOF softmobile.finding
+CREATE FUNCTION softmobile.row_findings(q softmobile.comparison, answer jsonb) RETURNS SETOF softmobile.finding
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
 	IF answer -> 'buckets' = '[]' THEN
 		RETURN;
 	END IF;
-	-- One statement, one snapshot: the event of a change that is seen here is seen too, waiting or settled.
 	RETURN QUERY EXECUTE format($sql$
 		WITH there AS MATERIALIZED (
 			SELECT r.entity_id, r."values" AS central
@@ -281,105 +289,175 @@ BEGIN
 		), twins AS MATERIALIZED (
 			SELECT c.folio, min(c.entity_id) FILTER (WHERE c.central IS NULL) AS here, min(c.entity_id) FILTER (WHERE c.local IS NULL) AS there
 			FROM compared c WHERE c.folio IS NOT NULL AND (c.central IS NULL OR c.local IS NULL) GROUP BY c.folio
-		), waiting AS MATERIALIZED (
-			SELECT o.entity_id, count(*) AS events, min(o.created_at) AS since, bool_or(o.conflict_flag) AS conflict,
-				(array_agg(o.error_message ORDER BY o.created_at DESC) FILTER (WHERE o.error_message IS NOT NULL))[1] AS error
-			FROM softmobile.sync_outbox o
-			WHERE o.branch_id = $1.branch AND o.entity_type = $1.entity_type AND o.status IN ('PENDING', 'FAILED')
-				AND o.entity_id IN (SELECT c.entity_id FROM compared c)
-			GROUP BY o.entity_id
-		), settled AS MATERIALIZED (
-			SELECT e.entity_id
-			FROM softmobile.outbox_lane l JOIN softmobile.outbox_batch b USING (lane_id) CROSS JOIN LATERAL unnest(b.members) AS m (part)
-				JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(m.part) AND e.seq < upper(m.part) AND e.entity_no = $1.entity_no
-			WHERE l.branch_id = $1.branch AND b.settled_at >= $4
-			UNION
-			SELECT x.entity_id FROM softmobile.outbox_exception x
-			WHERE x.branch_id = $1.branch AND x.entity_no = $1.entity_no AND x.state IN ('delivered', 'dropped') AND x.updated_at >= $4
 		)
 		SELECT CASE WHEN c.central IS NULL THEN 'missing at central' WHEN c.local IS NULL THEN 'missing at branch' ELSE 'different' END,
 			c.entity_id, c.folio, c.sku, c.local, c.central,
 			concat_ws('; ',
-				CASE WHEN c.central IS NULL THEN 'central has no such row' WHEN c.local IS NULL THEN 'the branch has no such row' END || $5,
+				CASE WHEN c.central IS NULL THEN 'central has no such row' WHEN c.local IS NULL THEN 'the branch has no such row' END || $4,
 				CASE WHEN c.central IS NULL THEN 'at central this folio is that of row ' || t.there WHEN c.local IS NULL THEN 'at the branch this folio is that of row ' || t.here END,
 				(SELECT string_agg(format('%%s is %%s here, %%s at central', d.name, coalesce(left(c.local ->> d.name, 100), 'NULL'), coalesce(left(c.central ->> d.name, 100), 'NULL')), '; ' ORDER BY d.n)
 					FROM unnest(c.differing) WITH ORDINALITY AS d (name, n)),
-				CASE WHEN c.copies > 1 THEN c.copies || ' rows here have this key' END,
-				CASE WHEN w.conflict THEN 'its event is in conflict' WHEN w.events = 1 THEN 'its event waits' WHEN w.events > 1 THEN w.events || ' events of it wait' END
-					|| to_char(w.since AT TIME ZONE 'UTC', '" since "YYYY-MM-DD HH24:MI:SS" UTC"') || coalesce(': ' || w.error, '')),
-			w.events IS NOT NULL OR s.entity_id IS NULL
-		FROM compared c LEFT JOIN twins t USING (folio) LEFT JOIN waiting w USING (entity_id) LEFT JOIN settled s USING (entity_id)
+				CASE WHEN c.copies > 1 THEN c.copies || ' rows here have this key' END),
+			true
+		FROM compared c LEFT JOIN twins t USING (folio)
 		$sql$, q.source)
-	USING q, answer, ARRAY(SELECT (b ->> 'bucket')::integer FROM jsonb_array_elements(answer -> 'buckets') AS b), asked_at,
+	USING q, answer, ARRAY(SELECT (b ->> 'bucket')::integer FROM jsonb_array_elements(answer -> 'buckets') AS b),
 		CASE WHEN q."from" IS NULL THEN '' ELSE format(' dated %s to %s', q."from", q."to") END;
 END
 $$;
-COMMENT ON FUNCTION softmobile.row_findings(softmobile.comparison, jsonb, timestamptz) IS
-'Internal: the differences between the rows here and central''s in the buckets of ask_buckets()''s answer. asked_at: before the rows were looked at for the question.';
+COMMENT ON FUNCTION softmobile.row_findings(softmobile.comparison, jsonb) IS
+'Internal: the differences between the rows here and central''s in the buckets of ask_buckets()''s answer.';
+
+/* Events of the rows that differ.  Lane by lane, so that an index leads to what is not settled. */
+
+CREATE TYPE softmobile.waiting_event AS (
+	entity_id text COLLATE "C",
+	created_at timestamptz,
+	conflict boolean,
+	error text
+);
+COMMENT ON TYPE softmobile.waiting_event IS 'Internal: an event that central does not have.';
+
+CREATE FUNCTION softmobile.waiting_events(branch text, entity_no integer, ids text[]) RETURNS SETOF softmobile.waiting_event
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+	l softmobile.outbox_lane_state;
+BEGIN
+	FOR l IN SELECT s.* FROM softmobile.outbox_lane_state s WHERE s.branch_id = waiting_events.branch AND NOT s.closed LOOP
+		RETURN QUERY
+			SELECT e.entity_id, e.created_at, false, CASE WHEN l.failed @> e.seq THEN l.error_message END
+			FROM softmobile.outbox_event e
+			WHERE e.lane_id = l.log_id AND e.seq >= l.first_open AND NOT l.settled_all @> e.seq AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
+				AND e.entity_no = waiting_events.entity_no AND e.entity_id = ANY (ids);
+	END LOOP;
+	RETURN QUERY
+		SELECT x.entity_id, x.created_at, x.kind = 'conflict', x.error_message
+		FROM softmobile.outbox_exception x
+		WHERE x.branch_id = waiting_events.branch AND x.entity_no = waiting_events.entity_no AND x.entity_id = ANY (ids) AND x.state IN ('failed', 'queued');
+END
+$$;
+COMMENT ON FUNCTION softmobile.waiting_events(text, integer, text[]) IS 'Internal: the events of these entities that central does not have.';
+
+CREATE FUNCTION softmobile.settled_since(branch text, entity_no integer, ids text[], since timestamptz) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+	part record;
+BEGIN
+	FOR part IN
+		SELECT l.log_id, unnest(range_agg(b.members)) AS seqs
+		FROM softmobile.outbox_lane l JOIN softmobile.outbox_batch b USING (lane_id)
+		WHERE l.branch_id = settled_since.branch AND b.settled_at >= since
+		GROUP BY l.log_id
+	LOOP
+		RETURN QUERY
+			SELECT e.entity_id FROM softmobile.outbox_event e
+			WHERE e.lane_id = part.log_id AND e.seq >= lower(part.seqs) AND e.seq < upper(part.seqs)
+				AND e.entity_no = settled_since.entity_no AND e.entity_id = ANY (ids);
+	END LOOP;
+	RETURN QUERY
+		SELECT x.entity_id FROM softmobile.outbox_exception x
+		WHERE x.branch_id = settled_since.branch AND x.entity_no = settled_since.entity_no AND x.entity_id = ANY (ids)
+			AND x.state IN ('delivered', 'dropped') AND x.updated_at >= since;
+END
+$$;
+COMMENT ON FUNCTION softmobile.settled_since(text, integer, text[], timestamptz) IS 'Internal: which of these entities had events that were settled since then.';
+
+CREATE FUNCTION softmobile.with_events(q softmobile.comparison, findings softmobile.finding[], asked_at timestamptz) RETURNS softmobile.finding[]
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+	ids text[] := ARRAY(SELECT DISTINCT f.entity_id FROM unnest(findings) AS f WHERE f.entity_id IS NOT NULL);
+	waiting softmobile.waiting_event[];
+	settled text[];
+BEGIN
+	IF cardinality(ids) = 0 THEN
+		RETURN findings;
+	END IF;
+	-- In this order: the event of a change that was seen in the rows is seen waiting, or else settled.
+	waiting := ARRAY(SELECT w FROM softmobile.waiting_events(q.branch, q.entity_no, ids) AS w);
+	settled := ARRAY(SELECT DISTINCT s FROM softmobile.settled_since(q.branch, q.entity_no, ids, asked_at) AS s);
+	RETURN ARRAY(
+		SELECT (f.kind, f.entity_id, f.folio, f.sku, f.local, f.central, concat_ws('; ', f.detail,
+				CASE WHEN w.conflict THEN 'its event is in conflict' WHEN w.events = 1 THEN 'its event waits' WHEN w.events > 1 THEN w.events || ' events of it wait' END
+				|| to_char(w.since AT TIME ZONE 'UTC', '" since "YYYY-MM-DD HH24:MI:SS" UTC"') || coalesce(': ' || w.error, '')),
+			w.events IS NOT NULL OR s.entity_id IS NULL)::softmobile.finding
+		FROM unnest(findings) AS f
+			LEFT JOIN (
+				SELECT u.entity_id, count(*) AS events, min(u.created_at) AS since, bool_or(u.conflict) AS conflict,
+					(array_agg(u.error ORDER BY u.created_at DESC) FILTER (WHERE u.error IS NOT NULL))[1] AS error
+				FROM unnest(waiting) AS u GROUP BY u.entity_id) AS w USING (entity_id)
+			LEFT JOIN unnest(settled) AS s (entity_id) USING (entity_id));
+END
+$$;
+COMMENT ON FUNCTION softmobile.with_events(softmobile.comparison, softmobile.finding[], timestamptz) IS
+'Internal: the findings, those whose events wait saying so, and not decided those whose events were settled since asked_at, which is before the rows were looked at for the question. findings come from an earlier snapshot than this call''s.';
 
 /* Folios. */
 
-CREATE FUNCTION softmobile.folio_findings(q softmobile.comparison) RETURNS SETOF softmobile.finding
+CREATE FUNCTION softmobile.folio_findings(q softmobile.comparison, control softmobile.folio_control[]) RETURNS SETOF softmobile.finding
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+	trouble text := (SELECT c.problem FROM unnest(control) AS c WHERE c.entity_type = q.entity_type AND c.problem IS NOT NULL LIMIT 1);
+	doubled text[] := ARRAY(SELECT DISTINCT d FROM unnest(control) AS c CROSS JOIN LATERAL unnest(c.doubled) AS d WHERE c.entity_type = q.entity_type);
 BEGIN
-	IF q.folios IS NULL THEN
-		RETURN;
+	IF trouble IS NOT NULL THEN
+		RAISE EXCEPTION 'the folios of "%" cannot be looked at', q.entity_type
+			USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = trouble, HINT = 'See softmobile.folio_control.';
 	END IF;
-	RETURN QUERY EXECUTE format($sql$
-		WITH receipts AS MATERIALIZED (
-			SELECT s.entity_id, s.folio COLLATE "C" AS folio, s."values" FROM (%s) AS s WHERE s.folio IS NOT NULL
-		), numbered AS (
-			SELECT r.series, r.digits, CASE WHEN length(r.digits) BETWEEN 1 AND 18 THEN r.digits::bigint END AS number
-			FROM (SELECT rtrim(r.folio, '0123456789') AS series, substr(r.folio, length(rtrim(r.folio, '0123456789')) + 1) AS digits FROM receipts r) AS r
-		), steps AS (
-			SELECT n.series, n.number, n.digits, lag(n.number) OVER w AS before, lag(n.digits) OVER w AS digits_before
-			FROM numbered n WHERE n.number IS NOT NULL
-			WINDOW w AS (PARTITION BY n.series ORDER BY n.number)
+	RETURN QUERY
+		WITH series AS (
+			SELECT c.series, c.missing,
+				-- Where numbers have leading zeros, all of the series have as many digits.
+				max(length(c.first) - length(c.series)) FILTER (WHERE substr(c.first, length(c.series) + 1) LIKE '0_%') OVER (PARTITION BY c.series) AS digits
+			FROM unnest(control) AS c WHERE c.entity_type = q.entity_type
+		), gap AS (
+			SELECT s.series, coalesce(s.digits, 0) AS digits, lower(m) AS first, upper(m) - 1 AS last, row_number() OVER (PARTITION BY s.series ORDER BY m) AS nth
+			FROM series s CROSS JOIN LATERAL unnest(s.missing) AS m
 		), gaps AS (
 			-- What is numbered at random is no series: from the thousandth gap on, the rest of a series is one.
-			SELECT g.series, min(g.before) + 1 AS first, max(g.number) - 1 AS last, sum(g.number - g.before - 1) AS missing, count(*) AS gaps,
-				(array_agg(g.digits_before ORDER BY g.number))[1] AS digits_before, (array_agg(g.digits ORDER BY g.number DESC))[1] AS digits_after
-			FROM (SELECT s.*, row_number() OVER (PARTITION BY s.series ORDER BY s.number) AS nth FROM steps s WHERE s.number > s.before + 1) AS g
-			GROUP BY g.series, least(g.nth, 1000)
+			SELECT g.series, g.digits, min(g.first) AS first, max(g.last) AS last, sum(g.last::numeric - g.first + 1) AS missing, count(*) AS gaps
+			FROM gap g GROUP BY g.series, g.digits, least(g.nth, 1000)
 		), named AS (
-			SELECT g.*, g.series || lpad(g.first::text, greatest(length(g.first::text), length(g.digits_before)), '0') AS first_folio,
-				g.series || lpad(g.last::text, greatest(length(g.last::text), length(g.digits_before)), '0') AS last_folio,
-				g.series || g.digits_before AS folio_before, g.series || g.digits_after AS folio_after
+			SELECT g.*, g.series || lpad(g.first::text, greatest(length(g.first::text), g.digits), '0') AS first_folio,
+				g.series || lpad(g.last::text, greatest(length(g.last::text), g.digits), '0') AS last_folio
 			FROM gaps g
-		), doubled AS (
-			SELECT x.folio, count(*) AS copies,
-				jsonb_agg(jsonb_build_object('entity_id', x.entity_id) || jsonb_object($1.columns::text[], x."values") ORDER BY x.entity_id) FILTER (WHERE x.nth <= 20) AS rows
-			FROM (
-				SELECT r.*, row_number() OVER (PARTITION BY r.folio ORDER BY r.entity_id) AS nth, count(*) OVER (PARTITION BY r.folio) AS copies FROM receipts r) AS x
-			WHERE x.copies > 1 GROUP BY x.folio
 		)
-		SELECT 'folio gap', NULL::text, n.first_folio, NULL::text,
-			jsonb_build_object('first', n.first_folio, 'last', n.last_folio, 'missing', n.missing, 'before', n.folio_before, 'after', n.folio_after), NULL::jsonb,
-			CASE WHEN n.missing = 1 THEN format('folio %%s is missing', n.first_folio) ELSE format('%%s folios are missing, %%s to %%s', n.missing, n.first_folio, n.last_folio) END
-			|| CASE WHEN n.gaps > 1 THEN format(', in %%s gaps', n.gaps) ELSE format(', between %%s and %%s', n.folio_before, n.folio_after) END,
+		SELECT 'folio gap', NULL::text, n.first_folio, NULL::text, jsonb_build_object('first', n.first_folio, 'last', n.last_folio, 'missing', n.missing), NULL::jsonb,
+			CASE WHEN n.missing = 1 THEN 'this folio is missing' ELSE format('%s folios are missing, %s to %s', n.missing, n.first_folio, n.last_folio) END
+			|| CASE WHEN n.gaps > 1 THEN format(', in %s gaps', n.gaps) ELSE '' END,
 			true
-		FROM named n
-		UNION ALL
-		SELECT 'folio doubled', NULL, d.folio, NULL, d.rows, NULL,
-			format('%%s rows have this folio', d.copies), true
-		FROM doubled d
-		$sql$, q.source)
-	USING q;
+		FROM named n;
+	IF cardinality(doubled) > 0 THEN
+		RETURN QUERY EXECUTE format($sql$
+			SELECT 'folio doubled', NULL::text, x.folio, NULL::text,
+				jsonb_agg(jsonb_build_object('entity_id', x.entity_id) || jsonb_object($1.columns::text[], x."values") ORDER BY x.entity_id) FILTER (WHERE x.nth <= 20), NULL::jsonb,
+				format('%%s rows have this folio', count(*)), true
+			FROM (
+				SELECT r.*, row_number() OVER (PARTITION BY r.folio ORDER BY r.entity_id) AS nth
+				FROM (SELECT s.entity_id, btrim(s.folio) COLLATE "C" AS folio, s."values" FROM (%s) AS s) AS r
+				WHERE r.folio = ANY ($2)) AS x
+			GROUP BY x.folio
+			$sql$, softmobile.branch_rows(q.branch, q.entity_no, q.columns, NULL, NULL, NULL))
+		USING q, doubled;
+	END IF;
 END
 $$;
-COMMENT ON FUNCTION softmobile.folio_findings(softmobile.comparison) IS
-'Internal: the folios that are missing or doubled among the rows here. A folio''s series is its text up to the trailing digits, its number these digits, at most 18.';
+COMMENT ON FUNCTION softmobile.folio_findings(softmobile.comparison, softmobile.folio_control[]) IS
+'Internal: the missing and the doubled folios, as folio control has them of the branch and the days that are compared. Error: 55000 folio control could not read the tables.';
 
 /* For people. */
 
-CREATE FUNCTION softmobile.note_findings(q softmobile.comparison, session bigint, answer jsonb, asked_at timestamptz, OUT open_ids bigint[], OUT gone_ids bigint[])
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION softmobile.note_findings(q softmobile.comparison, session bigint, findings softmobile.finding[], OUT open_ids bigint[], OUT gone_ids bigint[])
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET enable_nestloop = off
 AS $$
 BEGIN
 	WITH found AS MATERIALIZED (
-		SELECT f.*, coalesce(f.entity_id, f.folio) AS subject
-		FROM (SELECT * FROM softmobile.row_findings(q, answer, asked_at) UNION ALL SELECT * FROM softmobile.folio_findings(q)) AS f
+		SELECT f.*, coalesce(f.entity_id, f.folio) AS subject FROM unnest(findings) AS f
 	), known AS MATERIALIZED (
 		SELECT d.id, d.kind, coalesce(d.entity_id, d.folio) AS subject, d.status, d.local, d.central, d.range_from, d.range_to
 		FROM softmobile.discrepancy d
@@ -414,8 +492,8 @@ BEGIN
 	INTO open_ids, gone_ids;
 END
 $$;
-COMMENT ON FUNCTION softmobile.note_findings(softmobile.comparison, bigint, jsonb, timestamptz) IS
-'Internal: brings discrepancy up to date for an entity type, given the answer of ask_buckets(), and when it was asked: those found that are open now, and those that are gone. The caller holds the branch''s lock of reconciliation.';
+COMMENT ON FUNCTION softmobile.note_findings(softmobile.comparison, bigint, softmobile.finding[]) IS
+'Internal: brings discrepancy up to date with what was found of an entity type. Returns those found that are open now, and those that are gone. The caller holds the branch''s lock of reconciliation.';
 
 CREATE FUNCTION softmobile.reconcile(branch text, "from" date, "to" date) RETURNS SETOF softmobile.sync_discrepancy
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -427,11 +505,15 @@ DECLARE
 	started timestamptz := clock_timestamp();
 	session bigint;
 	q softmobile.comparison;
+	control softmobile.folio_control[];
+	whole_control softmobile.folio_control[];
 	asked_at timestamptz;
 	answer jsonb;
+	findings softmobile.finding[];
 	noted record;
 	open_ids bigint[] := '{}';
 	gone_ids bigint[] := '{}';
+	most CONSTANT integer := 50000;
 BEGIN
 	IF reconcile.branch IS NULL THEN
 		RAISE EXCEPTION 'no branch given'
@@ -463,7 +545,19 @@ BEGIN
 	FOR q IN SELECT c.* FROM softmobile.comparisons(reconcile.branch, reconcile."from", reconcile."to") AS c LOOP
 		asked_at := clock_timestamp();
 		answer := softmobile.ask_buckets(q);
-		noted := softmobile.note_findings(q, session, answer, asked_at);
+		findings := ARRAY(SELECT f FROM softmobile.row_findings(q, answer) AS f LIMIT most + 1);
+		IF cardinality(findings) <= most AND q.folios IS NOT NULL THEN
+			IF q.date_column IS NULL THEN
+				whole_control := coalesce(whole_control, ARRAY(SELECT ROW(c.*)::softmobile.folio_control FROM softmobile.folio_control_of(q.branch) AS c));
+			ELSE
+				control := coalesce(control, ARRAY(SELECT ROW(c.*)::softmobile.folio_control FROM softmobile.folio_control_of(q.branch, q."from", q."to") AS c));
+			END IF;
+			findings := findings || ARRAY(SELECT f FROM softmobile.folio_findings(q, CASE WHEN q.date_column IS NULL THEN whole_control ELSE control END) AS f LIMIT most + 1);
+		END IF;
+		IF cardinality(findings) > most THEN
+			PERFORM softmobile.too_much(q, format('More than %s differences were found.', most));
+		END IF;
+		noted := softmobile.note_findings(q, session, softmobile.with_events(q, findings, asked_at));
 		open_ids := open_ids || noted.open_ids;
 		gone_ids := gone_ids || noted.gone_ids;
 	END LOOP;
