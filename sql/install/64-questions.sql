@@ -202,6 +202,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	known int8multirange;
+	merged int8multirange;
 BEGIN
 	SELECT coalesce(range_agg(int8range(s.first_seq, s.last_seq, '[]')), '{}') INTO known
 	FROM softmobile.central_span s
@@ -209,17 +210,13 @@ BEGIN
 	IF known @> claim.void IS NOT FALSE THEN
 		RETURN;
 	END IF;
-	-- Not range by range: the first declaration after a bad day has a hundred thousand.
-	WITH merged AS MATERIALIZED (
-		SELECT lower(m.r) AS first_seq, upper(m.r) - 1 AS last_seq FROM unnest(known + claim.void) AS m (r)
-	), swallowed AS (
-		DELETE FROM softmobile.central_span s
-		WHERE s.branch_id = branch AND s.epoch = claim.epoch AND s.lane = claim.lane AND s.void
-			AND NOT EXISTS (SELECT FROM merged m WHERE m.first_seq = s.first_seq)
-	)
+	-- Not range by range, as central_add_numbers() does: the first declaration after a bad day has a hundred thousand.
+	merged := known + claim.void;
+	DELETE FROM softmobile.central_span s
+	WHERE s.branch_id = branch AND s.epoch = claim.epoch AND s.lane = claim.lane AND s.void AND merged @> s.first_seq - 1;
 	INSERT INTO softmobile.central_span AS s (branch_id, epoch, lane, void, first_seq, last_seq)
-	SELECT branch, claim.epoch, claim.lane, true, m.first_seq, m.last_seq FROM merged m
-	ON CONFLICT (branch_id, epoch, lane, void, first_seq) DO UPDATE SET last_seq = excluded.last_seq WHERE s.last_seq <> excluded.last_seq;
+	SELECT branch, claim.epoch, claim.lane, true, lower(m.r), upper(m.r) - 1 FROM unnest(merged) AS m (r) WHERE NOT known @> m.r
+	ON CONFLICT (branch_id, epoch, lane, void, first_seq) DO UPDATE SET last_seq = excluded.last_seq;
 END
 $$;
 COMMENT ON FUNCTION softmobile.central_declare_void(text, softmobile.central_claim) IS 'Internal: adds the void numbers of a lane to those known. The caller has locked the branch.';
