@@ -17,7 +17,7 @@ INSERT INTO contract_function VALUES
 	('requeue_failed_outbox_entries', 'branch text DEFAULT NULL::text, min_age interval DEFAULT NULL::interval', 'bigint'),
 	('sync_outbox_retry', 'ids uuid[], reason text DEFAULT NULL::text', 'SETOF softmobile.sync_outbox'),
 	('resend', 'branch text, lane text, seqs int8multirange, reason text, epoch uuid DEFAULT NULL::uuid', 'bigint'),
-	('resolve_conflict', 'id uuid, resolution text, reason text', NULL),
+	('resolve_conflict', 'id uuid, resolution text, reason text', 'softmobile.conflict_resolution'),
 	('prepare_offline', 'branch text, resources text[] DEFAULT NULL::text[], timeout interval DEFAULT ''00:01:00''::interval', 'TABLE(step text, ok boolean, detail text, hint text)'),
 	('confirm_printer', 'branch text, printer text', 'softmobile.printer_confirmation'),
 	('forget_printer', 'branch text, printer text', 'void'),
@@ -44,7 +44,7 @@ INSERT INTO contract_view VALUES
 	('sync_outbox_stats', 'branch_id text, entity_type text, priority text, total bigint, pending bigint, failed bigint, conflicts bigint, latest_update timestamp with time zone, oldest_pending timestamp with time zone, last_conflict_at timestamp with time zone'),
 	('sync_history', 'id bigint, branch_id text, mode text, status text, started_at timestamp with time zone, finished_at timestamp with time zone, triggered_by text, error_message text, processed_events bigint, differences_detected bigint'),
 	('sync_overview', 'branch_id text, link_state text, since timestamp with time zone, percent numeric, pending bigint, failed bigint, conflicts bigint, oldest_pending_age interval, pending_amount numeric, events_per_minute numeric, success_rate numeric, estimated_completion timestamp with time zone'),
-	('sync_conflicts', NULL),
+	('sync_conflicts', 'id uuid, branch_id text, entity_type text, entity_id text, operation text, field text, old_value text, local_value text, central_value text, folio text, reason text, actor text, detail text, created_at timestamp with time zone, detected_at timestamp with time zone'),
 	('sync_discrepancy', 'id bigint, branch_id text, kind text, entity_type text, entity_id text, folio text, sku text, local jsonb, central jsonb, detail text, detected_at timestamp with time zone, session_id bigint, status text, resolved_at timestamp with time zone, resolved_by text, reason text'),
 	('folio_control', NULL), ('sync_audit', NULL);
 SELECT CASE WHEN c.oid IS NULL THEN skip('view ' || v.name || ' is not built yet') WHEN v.columns IS NULL THEN pass('view ' || v.name) ELSE

@@ -218,6 +218,7 @@ hq(5, '{"price": 41}');
 restore_link();
 is(conflict(5, 'after a decision on a row that is not central\'s any more, there is a conflict again'), $conflict, '... about the same event');
 is(fields(5), 'price 10.00 11.00 41; stamp 1 2 1', '... with the row of now');
+is($shop->sql("SELECT resolution IS NULL FROM softmobile.outbox_exception WHERE id = '$conflict'"), 't', '... which nobody has decided');
 cut_link();
 resolve($conflict, 'central');
 hq(5, '{"price": 42}');
