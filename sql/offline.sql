@@ -174,16 +174,16 @@ SET ROLE offline_seller;
 SELECT count(*) > 20 AS items FROM softmobile.offline_checklist('S1');
 SELECT name, content, bytes FROM softmobile.reference_data;
 SELECT name, age < interval '1 hour' AS fresh FROM softmobile.reference_data_status;
+SELECT confirmed_by FROM softmobile.confirm_printer('S1', 'caja 1');
 SELECT f.state, f.message FROM unnest(ARRAY[
-	$$SELECT softmobile.confirm_printer('S1', 'caja 1')$$,
-	$$SELECT softmobile.prepare_offline('S1')$$,
+	$$SELECT softmobile.forget_printer('S1', 'caja 1')$$,
 	$$SELECT softmobile.record_backup('pg_dump')$$,
 	$$SELECT softmobile.check_central('S1', 1)$$,
 	$$UPDATE softmobile.reference_data SET content = '[]'$$]) AS c (command) CROSS JOIN failure(c.command) AS f;
 RESET ROLE;
 SELECT softmobile.grant_role('offline_seller', 'operator') \g /dev/null
 SET ROLE offline_seller;
-SELECT confirmed_by FROM softmobile.confirm_printer('S1', 'caja 1');
+SELECT place FROM softmobile.record_backup('pg_dump', place => 'disk 2');
 RESET ROLE;
 
 -- Reference data goes by names that are safe in a URL.

@@ -184,8 +184,9 @@ GRANT USAGE ON SCHEMA shop TO regress_app, regress_operator, regress_auditor, re
 SET ROLE regress_app;
 SELECT count(o) > 0 FROM softmobile.sync_outbox_stats AS o;
 SELECT count(*) FROM softmobile.sync_history;
-SELECT state, message FROM failure('SELECT * FROM softmobile.sync_outbox');
-SELECT state, message FROM failure('SELECT softmobile.requeue_failed_outbox_entries()');
+SELECT count(id) > 0 AS events FROM softmobile.sync_outbox;
+SELECT state, message FROM failure('SELECT payload FROM softmobile.sync_outbox');
+SELECT state, message FROM failure($$SELECT softmobile.resend('S1', 'high', '{[1,2)}', 'try to replay')$$);
 SET ROLE regress_operator;
 SELECT count(o) > 0 FROM softmobile.sync_outbox AS o;
 SELECT count(*) > 0 FROM softmobile.sync_audit;

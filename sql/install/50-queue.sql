@@ -131,14 +131,15 @@ BEGIN
 	PERFORM softmobile.record_audit('retry', NULL, why, cardinality(wanted), wanted, NULL, softmobile.calling_role());
 	PERFORM softmobile.poke();
 	RETURN QUERY
-		SELECT o.id, o.branch_id, o.entity_type, o.entity_id, o.operation, o.payload, o.reason, o.actor, 'PENDING'::text, o.priority,
+		SELECT o.id, o.branch_id, o.entity_type, o.entity_id, o.operation,
+			CASE WHEN has_column_privilege(softmobile.calling_role(), 'softmobile.sync_outbox', 'payload', 'SELECT') THEN o.payload END, o.reason, o.actor, 'PENDING'::text, o.priority,
 			0, NULL::timestamptz, NULL::text, false, o.created_at, clock_timestamp()
 		FROM softmobile.sync_outbox o WHERE o.id >= first AND o.id <= last AND o.id = ANY (wanted)
 		ORDER BY o.created_at, o.id;
 END
 $$;
 COMMENT ON FUNCTION softmobile.sync_outbox_retry(uuid[], text) IS
-'Retries events: they become PENDING with attempt_count 0 (a failed batch as a whole) and are tried at once. reason: at least 5 characters, NULL: the one in force. Ids given twice count once. Returns the events as they will be. Takes effect after commit. Errors: 22023 no ids, P0002 unknown id, 55000 sent already (use resend()) or in conflict, 23514 no reason.';
+'Retries events: they become PENDING with attempt_count 0 (a failed batch as a whole) and are tried at once. reason: at least 5 characters, NULL: the one in force. Ids given twice count once. Returns the events as they will be; payload is NULL for who may not read it. Takes effect after commit. Errors: 22023 no ids, P0002 unknown id, 55000 sent already (use resend()) or in conflict, 23514 no reason.';
 
 CREATE FUNCTION softmobile.resend(branch text, lane text, seqs int8multirange, reason text, epoch uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
