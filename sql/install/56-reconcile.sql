@@ -245,7 +245,7 @@ BEGIN
 	BEGIN
 		answer := softmobile.ask_json(q.branch, '/reconcile', question);
 	EXCEPTION WHEN sqlserver_rejected_establishment_of_sqlconnection THEN
-		IF SQLERRM LIKE '%413%' THEN
+		IF SQLERRM LIKE 'central answered 413%' THEN
 			PERFORM softmobile.too_much(q, SQLERRM);
 		END IF;
 		RAISE;
@@ -577,7 +577,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.reconcile(text, date, date) IS
-'Compares what a branch holds with what central holds of it: rows with a folio, dated (UTC) from the first to the last day, by folio and amount; rows with a SKU, as they are now, by SKU and quantity; and looks for missing and doubled folios. Returns the differences that are open, not those that were resolved and are the same as then; leaves a session in sync_history. A difference whose event still waits says so in detail. Central must be reachable. Errors: 42704 unknown branch; 22023 NULL, or dates reversed; 22008 date out of range; 55000 nothing to compare, or no central_url; 54000 too much differs; 42804 a date column is no date any more; 0A000 a column of a composite type, or central does not offer it; 08006 central cannot be reached; 08P01 what answers is not central; 28000 token refused; 08004 central failed; 25001 not READ COMMITTED; 25006 read-only. After an error nothing has changed.';
+'Compares what a branch holds with what central holds of it: rows with a folio, dated (UTC) from the first to the last day, by folio and amount; rows with a SKU, as they are now, by SKU and quantity; and looks for missing and doubled folios. Returns the differences that are open, not those that were resolved and are the same as then; leaves a session in sync_history. A difference whose event still waits says so in detail. Central must be reachable. Errors: 42704 unknown branch; 22023 NULL, or dates reversed; 22008 date out of range; 55000 nothing to compare, no central_url, or folio control cannot read a table; 54000 more than 50,000 differences, or than central lists; 42804 a date column is no date any more; 0A000 a column of a composite type, or central does not offer it; 08006 central cannot be reached; 08P01 what answers is not central; 28000 token refused; 08004 central failed; 25001 not READ COMMITTED; 25006 read-only. After an error nothing has changed.';
 
 CREATE FUNCTION softmobile.reconcile_lock_class() RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1936878958;
