@@ -11,6 +11,7 @@
  * - A row's values are compared as text, as the payload of its events shows them.
  * - Shops go on selling meanwhile.  A difference whose event still waits says so; one
  *   whose event was settled since the question was asked is left for the next time.
+ * - Missing and doubled folios are those of folio control; central is not asked.
  * - A difference that is found again stays one row; one that is not, within the dates
  *   that were compared, is gone; one that was resolved is not reported again until its
  *   values change.
