@@ -136,6 +136,9 @@ SELECT replace(told('F-1'), waits('headquarters have been out of reach since <ti
 SELECT replace(told('F-2'), waits('headquarters have been out of reach since <time>, and it is sent by itself as soon as they answer'), '<offline>');
 UPDATE softmobile.outbox_lane l SET status = 'idle', batch = NULL, error_message = NULL FROM lane('30') AS f WHERE f.lane_id = l.lane_id;
 SELECT replace(told('F-2'), waits('up to 2 events are sent before it'), '<two before it>');
+-- settled, and the ledger knows no more of it
+UPDATE softmobile.outbox_lane l SET settled = int8multirange(int8range(1, f.seq, '[]')) FROM lane('30') AS f WHERE f.lane_id = l.lane_id;
+SELECT told('F-1');
 ROLLBACK;
 
 -- several

@@ -189,8 +189,9 @@ BEGIN
 	WHERE l.log_id = e.lane_id AND l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR l.branch_id = e.branch_id);
 	IF lane.settled_all @> e.seq THEN
 		delivered := softmobile.ledger_of(lane.lane_id, e.seq);
-		RETURN 'is at headquarters' || coalesce(format(': it was delivered at %s in batch %s', softmobile.moment(delivered.settled_at), delivered.batch_id)
-			|| CASE WHEN delivered.attempt_count > 1 THEN format(', at attempt %s', delivered.attempt_count) ELSE '' END, '');
+		RETURN CASE WHEN delivered.batch_id IS NULL THEN 'is at headquarters'
+			ELSE format('is at headquarters: it was delivered at %s in batch %s%s', softmobile.moment(delivered.settled_at), delivered.batch_id,
+				CASE WHEN delivered.attempt_count > 1 THEN ', at attempt ' || delivered.attempt_count END) END;
 	END IF;
 	RETURN format('has waited since %s: %s', softmobile.moment(e.created_at), softmobile.tell_waiting(coalesce(lane.branch_id, e.branch_id), lane, e.seq));
 END
