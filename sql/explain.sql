@@ -112,13 +112,15 @@ DELETE FROM softmobile.outbox_exception;
 INSERT INTO sale VALUES (20, 'S1', 'X-1', 1), (21, 'S1', 'X-2', 1), (22, 'S1', 'X-3', 1), (23, 'S1', 'X-4', 1), (24, 'S1', 'X-5', 1);
 INSERT INTO softmobile.outbox_exception (id, lane_id, seq, entity_no, entity_id, op, branch_id, created_at, actor, folio, payload, kind, state, waits_for, attempt_count, last_attempt_at, next_attempt_at, error_message)
 SELECT e.id, e.lane_id, e.seq, e.entity_no, e.entity_id, e.op, 'S1', e.created_at, e.actor, e.folio, e.payload, x.kind, x.state,
-	CASE x.kind WHEN 'waiting' THEN first_value(e.id) OVER (ORDER BY e.entity_id) END, 1, now(), now() + interval '10 minutes', 'http 422: unknown article'
+	CASE x.kind WHEN 'waiting' THEN first_value(e.id) OVER (ORDER BY e.entity_id) END, 1, now(), now() + interval '10 minutes', 'rejected: unknown article'
 FROM softmobile.outbox_event e JOIN (VALUES ('20', 'rejected', 'failed'), ('21', 'conflict', 'failed'), ('22', 'waiting', 'failed'), ('23', 'rejected', 'delivered'), ('24', 'conflict', 'dropped')) AS x (id, kind, state) ON x.id = e.entity_id;
 SELECT told('X-1');
 SELECT told('X-2');
 SELECT told('X-3');
 SELECT told('X-4');
 SELECT told('X-5');
+UPDATE softmobile.outbox_exception x SET entity_id = '20' WHERE kind = 'waiting';
+SELECT told('X-1');
 
 -- in a batch that failed; and what stands behind it (the answers differ where no worker runs)
 INSERT INTO sale VALUES (30, 'S3', 'F-1', 1), (31, 'S3', 'F-2', 1);

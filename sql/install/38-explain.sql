@@ -131,7 +131,7 @@ BEGIN
 		WHEN x.state = 'queued' THEN format('has waited since %s and is sent next', softmobile.moment(x.created_at))
 		WHEN x.kind = 'conflict' THEN format('has been in conflict since %s, because headquarters hold another version of it; it waits until somebody decides with softmobile.resolve_conflict(%L, ...)',
 			softmobile.moment(x.recorded_at), x.id)
-		WHEN x.kind = 'rejected' THEN format('was rejected by headquarters at %s (%s, attempt %s of %s); %s', softmobile.moment(x.last_attempt_at), x.error_message,
+		WHEN x.kind = 'rejected' THEN format('was rejected by headquarters at %s (%s, attempt %s of %s); %s', softmobile.moment(x.last_attempt_at), regexp_replace(x.error_message, '^rejected: ', ''),
 			x.attempt_count, current_setting('softmobile.max_attempts'),
 			CASE WHEN x.attempt_count < current_setting('softmobile.max_attempts')::integer AND x.next_attempt_at IS NOT NULL
 				THEN 'it will be tried again at ' || softmobile.moment(x.next_attempt_at)
@@ -150,6 +150,7 @@ DECLARE
 	b softmobile.branch;
 	worker record;
 	failed softmobile.outbox_lane_state;
+	down_since timestamptz := (SELECT k.since FROM softmobile.link_state k WHERE k.branch_id = branch AND k.state = 'down');
 BEGIN
 	SELECT * INTO b FROM softmobile.branch k WHERE k.branch_id = branch;
 	SELECT * INTO worker FROM softmobile.worker_status();
@@ -162,7 +163,8 @@ BEGIN
 		WHEN coalesce(nullif(b.central_url, ''), nullif(softmobile.database_setting('softmobile.central_url'), '')) IS NULL THEN
 			'no central_url is set, and nothing is sent until one is'
 		WHEN NOT worker.running THEN format('no worker is running%s, and nothing is sent until one does', ' (' || worker.detail || ')')
-		WHEN failed.error_message = 'offline' THEN format('headquarters have been out of reach since %s, and it is sent by itself as soon as they answer', softmobile.moment(failed.first_attempt_at))
+		WHEN down_since IS NOT NULL OR failed.error_message = 'offline' THEN
+			format('headquarters have been out of reach since %s, and it is sent by itself as soon as they answer', softmobile.moment(coalesce(down_since, failed.first_attempt_at)))
 		WHEN failed.lane_id IS NOT NULL THEN format('the last attempt%s, at %s, failed (%s), and it will be tried again%s',
 			CASE WHEN failed.lane_id = lane.lane_id AND failed.failed @> seq THEN ' of its batch' ELSE ' of its branch' END,
 			softmobile.moment(failed.last_attempt_at), failed.error_message, ' at ' || softmobile.moment(failed.next_attempt_at))
@@ -202,7 +204,8 @@ CREATE FUNCTION softmobile.tell_later(r softmobile.receipt, after softmobile.out
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
 	SELECT '; a later change of it ' || coalesce(
-		(SELECT softmobile.tell_exception(x) FROM softmobile.outbox_exception x
+		(SELECT CASE WHEN x.waits_for = after.id AND x.state = 'failed' THEN 'waits behind that' ELSE softmobile.tell_exception(x) END
+		 FROM softmobile.outbox_exception x
 		 WHERE x.branch_id = r.branch_id AND x.entity_no = r.entity_no AND x.entity_id = r.entity_id AND x.state IN ('failed', 'queued') AND x.id <> after.id
 		 ORDER BY x.created_at LIMIT 1),
 		-- Of a long queue only the beginning is looked at.
