@@ -155,6 +155,31 @@ END
 $$;
 SELECT count(*) AS states, sum(differences) AS differences FROM (SELECT some_state() AS differences FROM generate_series(1, 40)) AS s;
 
+-- pages: all of sync_outbox, in order, whatever is asked for
+CREATE FUNCTION turn_pages(status text, branch text, page_size integer) RETURNS SETOF softmobile.sync_outbox LANGUAGE plpgsql AS $$
+DECLARE
+	row softmobile.sync_outbox;
+	last uuid;
+BEGIN
+	LOOP
+		row := NULL;
+		FOR row IN SELECT * FROM softmobile.sync_outbox_page(status, branch, page_size, after => last) LOOP
+			RETURN NEXT row;
+		END LOOP;
+		EXIT WHEN row.id IS NULL;
+		last := row.id;
+	END LOOP;
+END
+$$;
+CREATE FUNCTION unequal_pages() RETURNS bigint LANGUAGE sql AS $$
+	SELECT count(*) FROM unnest('{PENDING, FAILED, SENT, NULL}'::text[]) AS s, unnest('{S1, S3, NULL}'::text[]) AS b
+	WHERE (SELECT string_agg(p::text, E'\n') FROM turn_pages(s, b, 100) p)
+		IS DISTINCT FROM (SELECT string_agg(o::text, E'\n' ORDER BY o.created_at, o.id) FROM softmobile.sync_outbox o WHERE (s IS NULL OR o.status = s) AND (b IS NULL OR o.branch_id = b))
+$$;
+SELECT count(*) AS states, sum(differences) AS differences, sum(pages) AS unequal_pages FROM (SELECT some_state() AS differences, unequal_pages() AS pages FROM generate_series(1, 5)) AS s;
+SELECT call, f.* FROM unnest('{"softmobile.sync_outbox_page(''WAITING'')", "softmobile.sync_outbox_page(page_size => 0)", "softmobile.sync_outbox_page(page_size => 1001)",
+	"softmobile.sync_outbox_page(branch => ''S9'')", "softmobile.sync_outbox_page(after => ''00000000-0000-7000-8000-000000000000'')"}'::text[]) AS call, failure('SELECT ' || call) AS f;
+
 -- the overview agrees with the statistics
 SELECT count(*) AS branches, bool_and(o.pending = s.pending AND o.failed = s.failed AND o.conflicts = s.conflicts AND o.total = s.total) AS agree,
 	bool_and(o.percent = trunc(100 * (s.total - s.pending - s.failed) / s.total, 2)) AS percent

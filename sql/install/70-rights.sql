@@ -24,7 +24,7 @@ BEGIN ATOMIC
 		('SELECT ON softmobile.sync_outbox, softmobile.sync_conflicts, softmobile.sync_audit', '{operator, auditor}'),
 		('SELECT ON softmobile.branch, softmobile.captured_table', '{operator, auditor}'),
 		('SELECT ON softmobile.offline_preparation, softmobile.printer_confirmation, softmobile.backup_record', '{operator, auditor}'),
-		('EXECUTE ON FUNCTION softmobile.metrics()', '{operator, auditor}'),
+		('EXECUTE ON FUNCTION softmobile.metrics(), softmobile.sync_outbox_page(text, text, integer, uuid)', '{operator, auditor}'),
 		('EXECUTE ON FUNCTION softmobile.resolve_conflict(uuid, text, text), softmobile.resend(text, text, int8multirange, text, uuid)', '{operator}'),
 		('EXECUTE ON FUNCTION softmobile.register_branch(text, text, text, boolean, text)', '{operator}'),
 		('EXECUTE ON FUNCTION softmobile.forget_printer(text, text), softmobile.record_backup(text, timestamptz, text)', '{operator}'),
