@@ -50,6 +50,7 @@ END $$;
 
 /* The digests are fixed: other implementers compute them, too. */
 SELECT is(softmobile.event_digest(u(1), 'item', 'Ñ 1', 'update', NULL, 'Devolución', E'{"new": {"a":1.50},\n"old":{}}'), 'd4a167bf258d8202172f2a2a6f7eb80d', 'digest of an event');
+SELECT is(softmobile.event_digest(u(1), 'item', 'A', 'insert', 'pos', NULL, '{"new":{"n":1}}'), '5f1599e7a47a7ce01a068068c77a8e36', 'the example of the documentation');
 SELECT is(softmobile.reconcile_bucket('Ñ 1', 4096), 2081, 'bucket of a row');
 SELECT is(softmobile.reconcile_bucket('Ñ 1', 7), 1, 'whatever their number');
 SELECT is(softmobile.reconcile_bucket('2', 4096), 3642, 'the first bytes are no negative number');

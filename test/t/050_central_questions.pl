@@ -14,6 +14,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use SmGateway;
 use Test::More;
+use Time::HiRes qw(sleep time);
 
 my $node = start_central();
 my $gateway = start_gateway('--max-body', '20MB', '--max-unpacked', '20MB', '--timeout', 5);
@@ -190,6 +191,20 @@ is($node->safe_psql('postgres', q{SELECT received, void FROM softmobile.central_
 $node->safe_psql('postgres', q{SELECT softmobile.central_revoke_token('b1')});
 is_problem(ask($_, '{"branch":"b1"}'), 401, "$_ with a revoked token") for '/verify', '/reconcile';
 is_problem(fetch("$_?branch=b1"), 401, "$_ with a revoked token") for '/reference', '/reference/catalogue';
+
+# A thin line gets a long document, though it takes longer than --timeout.
+$node->safe_psql('postgres', q{SELECT softmobile.central_set_reference('long', to_json(repeat('x', 12000000)))});
+my $impatient = start_gateway('--timeout', 1);
+my $line = raw($impatient, "GET /reference/long?branch=b2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " . token('b2') . "\r\nConnection: close\r\n\r\n");
+my ($taken, $piece, $from) = (0, '', time);
+while ($line->sysread($piece, 65536))
+{
+	$taken += length $piece;
+	sleep 0.02;
+}
+cmp_ok(time - $from, '>', 3, 'a thin line');
+cmp_ok($taken, '>', 12_000_000, 'gets a long document');
+is(stop_gateway($impatient), 0, 'and the gateway ends');
 
 # What the gateway's role may not do is no fault of the branch.
 $node->safe_psql('postgres', q{REVOKE EXECUTE ON FUNCTION softmobile.central_reference(bytea, text, text) FROM gateway});
