@@ -3,7 +3,7 @@
  */
 
 CREATE FUNCTION softmobile.rights_of(kind text) RETURNS SETOF text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
 	SELECT r.what FROM (VALUES
 		-- How things stand: figures, sessions, receipts, differences.
@@ -30,18 +30,22 @@ BEGIN ATOMIC
 		('EXECUTE ON FUNCTION softmobile.forget_printer(text, text), softmobile.record_backup(text, timestamptz, text)', '{operator}'),
 		('SELECT ON softmobile.outbox_batch, softmobile.outbox_exception, softmobile.outbox_epoch', '{auditor}'),
 		-- The worker.
-		('SELECT ON ALL TABLES IN SCHEMA softmobile', '{worker}'),
 		('INSERT, UPDATE ON softmobile.outbox_batch, softmobile.outbox_exception, softmobile.sync_session, softmobile.audit', '{worker}'),
 		('INSERT, UPDATE ON softmobile.outbox_identity, softmobile.link_state', '{worker}'),
 		('UPDATE ON softmobile.outbox_lane', '{worker}'),
 		('DELETE ON softmobile.outbox_request, softmobile.outbox_identity', '{worker}'),
-		('USAGE ON ALL SEQUENCES IN SCHEMA softmobile', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.close_lanes()', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval)', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.automatic_reason(), softmobile.tile_size(), softmobile.write_tiles(integer, bigint, bigint)', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.verify_question(text, bigint), softmobile.take_verification(text, text)', '{worker}')
 	) AS r (what, kinds)
-	WHERE kind = ANY (r.kinds);
+	WHERE kind = ANY (r.kinds)
+	UNION ALL
+	-- Of the tables, not what headquarters has, its tokens least of all; of the views, not those for people.
+	SELECT format(CASE c.relkind WHEN 'S' THEN 'USAGE ON SEQUENCE %s' ELSE 'SELECT ON %s' END, c.oid::regclass)
+	FROM pg_class c
+	WHERE kind = 'worker' AND c.relnamespace = 'softmobile'::regnamespace
+		AND (c.relkind IN ('r', 'S') OR c.relname = 'outbox_lane_state') AND NOT starts_with(c.relname, 'central_');
 END;
 COMMENT ON FUNCTION softmobile.rights_of(text) IS 'Internal: what grant_role() grants to a kind of role.';
 
