@@ -132,9 +132,10 @@ BEGIN
 			holder (role) AS (
 				SELECT DISTINCT a.grantee
 				FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) AS a
-				WHERE p.oid IN ('softmobile.capture()'::regprocedure, 'softmobile.refuse_truncate()'::regprocedure) AND a.grantee <> p.proowner)
+				WHERE p.oid = 'softmobile.capture()'::regprocedure AND a.grantee <> p.proowner)
 			SELECT format(CASE WHEN o.role IS NULL THEN 'REVOKE EXECUTE ON FUNCTION %s FROM %I' ELSE 'GRANT EXECUTE ON FUNCTION %s TO %I' END,
-				'softmobile.capture(), softmobile.refuse_truncate()', pg_get_userbyid(coalesce(o.role, h.role)))
+				'softmobile.capture(), softmobile.refuse_truncate(), softmobile.usable_branch(text), '
+				'softmobile.reconcile_bucket(text, integer), softmobile.reconcile_digest(text, text[])', pg_get_userbyid(coalesce(o.role, h.role)))
 			FROM owner o FULL JOIN holder h USING (role)
 			WHERE o.role IS NULL OR h.role IS NULL
 		LOOP
@@ -149,7 +150,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.grant_triggers() IS
-'Internal: lets the owners of attached tables execute the trigger functions, and nobody else. PostgreSQL gives a new partition its parent''s trigger with the rights of the partition''s creator. Called whenever that may have changed, but for REASSIGN OWNED, after which any ALTER TABLE of an attached table does it.';
+'Internal: lets the owners of attached tables execute the trigger functions, and what their tables are read with as them, and nobody else. PostgreSQL gives a new partition its parent''s trigger with the rights of the partition''s creator. Called whenever that may have changed, but for REASSIGN OWNED, after which any ALTER TABLE of an attached table does it.';
 
 CREATE FUNCTION softmobile.attach(
 	"table" regclass,

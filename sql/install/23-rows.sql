@@ -2,12 +2,33 @@
  * The rows of attached tables, as SQL text: their columns as capture and events
  * have them, for functions that read the tables of others.
  *
- * These run as the owner of the extension, so what they execute must be
- * PostgreSQL's own code only, never a cast that a user wrote.  They run with
+ * Such a query runs as the owner of the table, by read_as_owner(): never as the
+ * owner of the extension, a superuser, who would run what the table's owner has
+ * written into it, such as the function of an index.  Nor does it execute a cast
+ * that a user wrote: what is compared is what events show.  It runs with
  * TimeZone UTC, DateStyle ISO, IntervalStyle postgres, bytea_output hex and
  * extra_float_digits 1, under which events are written; row_security off makes
- * a row that they may not see an error.
+ * a row that the owner may not see an error.
  */
+
+CREATE FUNCTION softmobile.read_as_owner(relation regclass, query text) RETURNS SETOF record
+LANGUAGE c STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'softmobile_read_as_owner';
+COMMENT ON FUNCTION softmobile.read_as_owner(regclass, text) IS
+'Internal: rows of a query on one table, run with the rights of the table''s owner in a security-restricted operation, as ANALYZE does.';
+
+CREATE TYPE softmobile.table_rows AS (
+	relation regclass,
+	query text
+);
+COMMENT ON TYPE softmobile.table_rows IS 'Internal: SQL for rows of an attached table, to be run by read_as_owner().';
+
+CREATE FUNCTION softmobile.rows_of_all(parts softmobile.table_rows[], what text, condition text, columns text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+RETURN (SELECT string_agg(format('SELECT * FROM softmobile.read_as_owner(%L, %L) AS r (%s)', p.relation::oid,
+		format('SELECT %s FROM (%s) AS s %s', what, p.query, condition), columns), ' UNION ALL ')
+	FROM unnest(parts) AS p);
+COMMENT ON FUNCTION softmobile.rows_of_all(softmobile.table_rows[], text, text, text) IS
+'Internal: SQL for rows of several tables, each read as its owner. what, condition: SELECT list, and WHERE or GROUP BY, over the rows s of each table; columns: names and types of what that returns.';
 
 CREATE FUNCTION softmobile.column_text(relation regclass, column_name name, form text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

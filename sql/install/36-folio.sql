@@ -13,30 +13,31 @@ DECLARE
 	otherwise text := coalesce(nullif(softmobile.database_setting('softmobile.branch_id'), ''), current_database());
 	c softmobile.captured_table;
 	branch_sql text;
-	day_sql text;
-	from_sql text;
+	dated boolean;
 	undated boolean;
+	part text;
 	parts text[] := '{}';
 BEGIN
 	FOR c IN SELECT t.* FROM softmobile.captured_table t WHERE t.entity_no = entity AND t.folio_column IS NOT NULL ORDER BY t.relation::text LOOP
 		branch_sql := softmobile.branch_of(c, otherwise);
-		from_sql := format('%s AS t', c.relation);
-		day_sql := NULL;
+		dated := coalesce(softmobile.column_kind(c.relation, c.date_column) = 'date', false);
 		undated := true;
-		IF softmobile.column_kind(c.relation, c.date_column) = 'date' THEN
-			day_sql := format('t.%I::date', c.date_column);
-			EXECUTE format('SELECT EXISTS (SELECT FROM %s AS t WHERE t.%I IS NULL)', c.relation, c.date_column) INTO undated;
+		IF dated THEN
+			SELECT r.undated INTO undated
+			FROM softmobile.read_as_owner(c.relation, format('SELECT EXISTS (SELECT FROM %s AS t WHERE t.%I IS NULL)', c.relation, c.date_column)) AS r (undated boolean);
 		END IF;
-		IF undated THEN
-			from_sql := from_sql || format(
-				' LEFT JOIN (SELECT e.entity_id, max(e.created_at)::date AS day FROM softmobile.outbox_event e WHERE e.entity_no = %s AND e.op = ''i'' GROUP BY e.entity_id) AS log ON log.entity_id = %s',
-				entity, softmobile.entity_id_of(c));
-			day_sql := concat_ws(', ', day_sql, 'log.day');
-		END IF;
-		parts := parts || format('SELECT %s AS branch_id, nullif(btrim(%s), '''') AS folio, coalesce(%s) AS day, %s AS amount FROM %s WHERE %s',
-			branch_sql, softmobile.column_text(c.relation, c.folio_column, 'id'), day_sql,
-			CASE WHEN softmobile.column_kind(c.relation, c.amount_column) = 'number' THEN format('t.%I::numeric', c.amount_column) ELSE 'NULL::numeric' END,
-			from_sql, concat_ws(' AND ', 'true', softmobile.rows_of_its_own(c.relation), branch_sql || ' = ' || quote_literal(branch)));
+		part := softmobile.rows_of_all(ARRAY[ROW(c.relation, format('SELECT %s, nullif(btrim(%s), ''''), %s, %s, %s FROM %s AS t WHERE %s',
+				branch_sql, softmobile.column_text(c.relation, c.folio_column, 'id'),
+				CASE WHEN dated THEN format('t.%I::date', c.date_column) ELSE 'NULL::date' END,
+				CASE WHEN softmobile.column_kind(c.relation, c.amount_column) = 'number' THEN format('t.%I::numeric', c.amount_column) ELSE 'NULL::numeric' END,
+				CASE WHEN undated THEN softmobile.entity_id_of(c) ELSE 'NULL::text' END,
+				c.relation, concat_ws(' AND ', 'true', softmobile.rows_of_its_own(c.relation), branch_sql || ' = ' || quote_literal(branch))))::softmobile.table_rows],
+			'*', '', 'branch_id text, folio text, day date, amount numeric, entity_id text');
+		parts := parts || CASE WHEN undated THEN format(
+				'SELECT s.branch_id, s.folio, coalesce(s.day, log.day) AS day, s.amount FROM (%s) AS s'
+				' LEFT JOIN (SELECT e.entity_id, max(e.created_at)::date AS day FROM softmobile.outbox_event e WHERE e.entity_no = %s AND e.op = ''i'' GROUP BY e.entity_id) AS log USING (entity_id)',
+				part, entity)
+			ELSE format('SELECT s.branch_id, s.folio, s.day, s.amount FROM (%s) AS s', part) END;
 	END LOOP;
 	RETURN '(' || array_to_string(parts, ' UNION ALL ') || ')';
 END

@@ -35,19 +35,20 @@ DECLARE
 BEGIN
 	receipts := '{}';
 	-- As it stands, which an index may serve; if that finds none, without the blanks around it.
-	FOR condition IN VALUES ('%s = $1'), ('btrim(%s) = btrim($1)') LOOP
+	FOR condition IN VALUES ('%s = %L'), ('btrim(%s) = btrim(%L)') LOOP
 		FOR c IN SELECT t.* FROM softmobile.captured_table t WHERE t.folio_column IS NOT NULL ORDER BY t.relation::text LOOP
 			BEGIN
 				-- More than a hundred of one folio are not told one by one.
-				EXECUTE format('SELECT array_agg(f.receipt) FROM (SELECT ROW(%L::regclass, %s, %s, %s, %s, %L::interval)::softmobile.receipt FROM %s AS t WHERE %s LIMIT 101) AS f (receipt)',
-					c.relation, c.entity_no, softmobile.entity_id_of(c), softmobile.branch_of(c, otherwise),
-					CASE WHEN softmobile.column_kind(c.relation, c.date_column) = 'date' THEN format('t.%I::timestamptz', c.date_column) ELSE 'NULL::timestamptz' END,
+				SELECT array_agg(ROW(c.relation, c.entity_no, r.entity_id, r.branch_id, r.at,
 					-- The time zone of a date or a timestamp without one is anybody's guess.
-					CASE (softmobile.column_type(c.relation, c.date_column)).typname WHEN 'date' THEN '39 hours' WHEN 'timestamp' THEN '15 hours' ELSE '1 hour' END,
+					CASE (softmobile.column_type(c.relation, c.date_column)).typname WHEN 'date' THEN '39 hours' WHEN 'timestamp' THEN '15 hours' ELSE '1 hour' END)::softmobile.receipt)
+				INTO found
+				FROM softmobile.read_as_owner(c.relation, format('SELECT %s, %s, %s FROM %s AS t WHERE %s LIMIT 101',
+					softmobile.entity_id_of(c), softmobile.branch_of(c, otherwise),
+					CASE WHEN softmobile.column_kind(c.relation, c.date_column) = 'date' THEN format('t.%I::timestamptz', c.date_column) ELSE 'NULL::timestamptz' END,
 					c.relation,
-					concat_ws(' AND ', format(condition, softmobile.column_text(c.relation, c.folio_column, 'id')), softmobile.rows_of_its_own(c.relation),
-						softmobile.branch_of(c, otherwise) || ' = ' || quote_literal(branch)))
-				INTO found USING folio;
+					concat_ws(' AND ', format(condition, softmobile.column_text(c.relation, c.folio_column, 'id'), folio), softmobile.rows_of_its_own(c.relation),
+						softmobile.branch_of(c, otherwise) || ' = ' || quote_literal(branch)))) AS r (entity_id text, branch_id text, at timestamptz);
 				receipts := receipts || found;
 			EXCEPTION WHEN OTHERS THEN
 				problems := coalesce(problems || ', ', '') || format('%s (%s)', c.relation, SQLERRM);

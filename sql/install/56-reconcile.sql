@@ -97,14 +97,14 @@ $$;
 COMMENT ON FUNCTION softmobile.date_condition(regclass, name, date, date) IS
 'Internal: SQL that is true for rows of table t whose date column lies, in UTC, between these dates, both included. Error: 42804 the column is no date any more.';
 
-CREATE FUNCTION softmobile.branch_rows(branch text, entity_no integer, columns name[], date_column name, "from" date, "to" date) RETURNS text
+CREATE FUNCTION softmobile.branch_rows(branch text, entity_no integer, columns name[], date_column name, "from" date, "to" date) RETURNS softmobile.table_rows[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	otherwise text := coalesce(nullif(softmobile.database_setting('softmobile.branch_id'), ''), current_database());
 	c softmobile.captured_table;
 	conditions text[];
-	parts text[] := '{}';
+	parts softmobile.table_rows[];
 BEGIN
 	FOR c IN SELECT t.* FROM softmobile.captured_table t WHERE t.entity_no = branch_rows.entity_no ORDER BY t.relation::text LOOP
 		conditions := '{}';
@@ -118,15 +118,15 @@ BEGIN
 			conditions := conditions || softmobile.date_condition(c.relation, date_column, "from", "to");
 		END IF;
 		conditions := conditions || softmobile.rows_of_its_own(c.relation);
-		parts := parts || concat(
+		parts := parts || ROW(c.relation, concat(
 			format('SELECT %s AS entity_id, %s AS folio, ARRAY[%s]::text[] AS "values" FROM %s AS t',
 				softmobile.entity_id_of(c),
 				softmobile.column_text(c.relation, c.folio_column, 'value'),
 				(SELECT string_agg(softmobile.column_text(c.relation, v.name, 'value'), ', ' ORDER BY v.n) FROM unnest(columns) WITH ORDINALITY AS v (name, n)),
 				c.relation),
-			' WHERE ' || nullif(array_to_string(conditions, ' AND '), ''));
+			' WHERE ' || nullif(array_to_string(conditions, ' AND '), '')))::softmobile.table_rows;
 	END LOOP;
-	RETURN nullif(array_to_string(parts, ' UNION ALL '), '');
+	RETURN parts;
 END
 $$;
 COMMENT ON FUNCTION softmobile.branch_rows(text, integer, name[], name, date, date) IS
@@ -145,7 +145,7 @@ CREATE TYPE softmobile.comparison AS (
 	date_column name,
 	"from" date,
 	"to" date,
-	source text
+	source softmobile.table_rows[]
 );
 COMMENT ON TYPE softmobile.comparison IS 'Internal: what is compared of an entity type: its columns; which of them are folios, SKUs, and numbers (amounts, quantities); from and to NULL: all rows; source: branch_rows().';
 
@@ -230,9 +230,9 @@ DECLARE
 	answer jsonb;
 BEGIN
 	-- The most buckets at first: any smaller number of them is made of these, without another pass.
-	EXECUTE format('SELECT coalesce(array_agg(b.bucket), ''{}''), coalesce(array_agg(b.rows), ''{}''), coalesce(array_agg(b.digest), ''{}'')'
-		' FROM (SELECT softmobile.reconcile_bucket(s.entity_id, 4096) AS bucket, count(*) AS rows,'
-		' bit_xor(softmobile.reconcile_digest(s.entity_id, VARIADIC s."values")) AS digest FROM (%s) AS s GROUP BY 1) AS b', q.source)
+	EXECUTE format('SELECT coalesce(array_agg(b.bucket), ''{}''), coalesce(array_agg(b.rows), ''{}''), coalesce(array_agg(b.digest), ''{}'') FROM (%s) AS b',
+		softmobile.rows_of_all(q.source, 'softmobile.reconcile_bucket(s.entity_id, 4096), count(*), bit_xor(softmobile.reconcile_digest(s.entity_id, VARIADIC s."values"))',
+			'GROUP BY 1', 'bucket integer, rows bigint, digest bigint'))
 	INTO numbers, counts, digests;
 	-- With each difference come about 250 rows.
 	n := least(4096, 2 ^ ceil(log(2, greatest((SELECT sum(c) FROM unnest(counts) AS c) / 250, 1))));
@@ -275,7 +275,6 @@ BEGIN
 		), here AS MATERIALIZED (
 			SELECT s.entity_id, count(*) AS copies, jsonb_object($1.columns::text[], min(s."values")) AS local
 			FROM (%s) AS s
-			WHERE softmobile.reconcile_bucket(s.entity_id, ($2 ->> 'of')::integer) = ANY ($3)
 			GROUP BY s.entity_id
 		), compared AS MATERIALIZED (
 			SELECT c.*,
@@ -294,16 +293,18 @@ BEGIN
 		SELECT CASE WHEN c.central IS NULL THEN 'missing at central' WHEN c.local IS NULL THEN 'missing at branch' ELSE 'different' END,
 			c.entity_id, c.folio, c.sku, c.local, c.central,
 			concat_ws('; ',
-				CASE WHEN c.central IS NULL THEN 'central has no such row' WHEN c.local IS NULL THEN 'the branch has no such row' END || $4,
+				CASE WHEN c.central IS NULL THEN 'central has no such row' WHEN c.local IS NULL THEN 'the branch has no such row' END || $3,
 				CASE WHEN c.central IS NULL THEN 'at central this folio is that of row ' || t.there WHEN c.local IS NULL THEN 'at the branch this folio is that of row ' || t.here END,
 				(SELECT string_agg(format('%%s is %%s here, %%s at central', d.name, coalesce(left(c.local ->> d.name, 100), 'NULL'), coalesce(left(c.central ->> d.name, 100), 'NULL')), '; ' ORDER BY d.n)
 					FROM unnest(c.differing) WITH ORDINALITY AS d (name, n)),
 				CASE WHEN c.copies > 1 THEN c.copies || ' rows here have this key' END),
 			true
 		FROM compared c LEFT JOIN twins t USING (folio)
-		$sql$, q.source)
-	USING q, answer, ARRAY(SELECT (b ->> 'bucket')::integer FROM jsonb_array_elements(answer -> 'buckets') AS b),
-		CASE WHEN q."from" IS NULL THEN '' ELSE format(' dated %s to %s', q."from", q."to") END;
+		$sql$, softmobile.rows_of_all(q.source, 's.entity_id, s."values"',
+			format('WHERE softmobile.reconcile_bucket(s.entity_id, %s) = ANY (%L::integer[])',
+				(answer ->> 'of')::integer, ARRAY(SELECT (b ->> 'bucket')::integer FROM jsonb_array_elements(answer -> 'buckets') AS b)),
+			'entity_id text, "values" text[]'))
+	USING q, answer, CASE WHEN q."from" IS NULL THEN '' ELSE format(' dated %s to %s', q."from", q."to") END;
 END
 $$;
 COMMENT ON FUNCTION softmobile.row_findings(softmobile.comparison, jsonb) IS
@@ -440,11 +441,12 @@ BEGIN
 				format('%%s rows have this folio', count(*)), true
 			FROM (
 				SELECT r.*, row_number() OVER (PARTITION BY r.folio ORDER BY r.entity_id) AS nth
-				FROM (SELECT s.entity_id, btrim(s.folio) COLLATE "C" AS folio, s."values" FROM (%s) AS s) AS r
-				WHERE r.folio = ANY ($2)) AS x
+				FROM (%s) AS r) AS x
 			GROUP BY x.folio
-			$sql$, softmobile.branch_rows(q.branch, q.entity_no, q.columns, NULL, NULL, NULL))
-		USING q, doubled;
+			$sql$, softmobile.rows_of_all(softmobile.branch_rows(q.branch, q.entity_no, q.columns, NULL, NULL, NULL),
+				's.entity_id, btrim(s.folio), s."values"', format('WHERE btrim(s.folio) COLLATE "C" = ANY (%L::text[])', doubled),
+				'entity_id text, folio text COLLATE "C", "values" text[]'))
+		USING q;
 	END IF;
 END
 $$;
