@@ -128,6 +128,7 @@ prepare_http(void)
 		.ca_file = sm_ca_file,
 		.client_cert_file = sm_client_cert_file,
 		.client_key_file = sm_client_key_file,
+		.networks = sm_central_networks,
 		.user_agent = "softmobile/" SOFTMOBILE_VERSION,
 	};
 

@@ -11,6 +11,7 @@
 
 #include "guc.h"
 #include "mb/pg_wchar.h"
+#include "networks.h"
 #include "reason.h"
 #include "utils/guc.h"
 
@@ -48,6 +49,7 @@ char	   *sm_auth_token_file = NULL;
 char	   *sm_ca_file = NULL;
 char	   *sm_client_cert_file = NULL;
 char	   *sm_client_key_file = NULL;
+char	   *sm_central_networks = NULL;
 char	   *sm_branch_id = NULL;
 char	   *sm_reason = NULL;
 int			sm_unknown_branch = SM_UNKNOWN_REGISTER;
@@ -141,6 +143,21 @@ check_central_url(char **newval, void **extra, GucSource source)
 }
 
 static bool
+check_central_networks(char **newval, void **extra, GucSource source)
+{
+	SmNetworks *networks;
+	const char *problem = sm_networks_parse(*newval, &networks);
+
+	if (networks != NULL)
+		pfree(networks);
+	if (problem == NULL)
+		return true;
+	GUC_check_errdetail("%s", problem);
+	GUC_check_errhint("List addresses and networks, such as '10.0.0.0/8, 192.0.2.7, 2001:db8::/32'.");
+	return false;
+}
+
+static bool
 check_branch_id(char **newval, void **extra, GucSource source)
 {
 	const char *problem;
@@ -194,6 +211,11 @@ define_central(void)
 							   "Private key of the client certificate.",
 							   NULL, &sm_client_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   NULL, NULL, NULL);
+	DefineCustomStringVariable("softmobile.central_networks",
+							   "Networks in which the central server is.",
+							   "Addresses and CIDR networks, with commas between them; nothing is sent elsewhere, whatever a name server says. Empty: any.",
+							   &sm_central_networks, "", PGC_SIGHUP, 0,
+							   check_central_networks, NULL, NULL);
 }
 
 static void

@@ -27,6 +27,7 @@ extern char *sm_auth_token_file;
 extern char *sm_ca_file;
 extern char *sm_client_cert_file;
 extern char *sm_client_key_file;
+extern char *sm_central_networks;
 
 /* capture */
 extern char *sm_branch_id;

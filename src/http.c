@@ -1,7 +1,7 @@
 /*
  * http.c
- *		HTTP requests in, results out; with http_outcome.c the only file that
- *		knows libcurl.
+ *		HTTP requests in, results out; with http_outcome.c and http_peer.c the
+ *		only file that knows libcurl.
  *
  * Called by the sync worker's event loop, outside any transaction and without
  * locks; no function here waits for a socket.  libcurl's sockets live in an
@@ -32,6 +32,7 @@
 #include "compat.h"
 #include "http.h"
 #include "http_outcome.h"
+#include "http_peer.h"
 #include "lib/ilist.h"
 #include "portability/instr_time.h"
 #include "storage/fd.h"
@@ -271,6 +272,7 @@ sm_http_configure(const SmHttpSettings *settings)
 	http_settings.client_cert_file = copy_setting(fresh, settings->client_cert_file);
 	http_settings.client_key_file = copy_setting(fresh, settings->client_key_file);
 	http_settings.user_agent = copy_setting(fresh, settings->user_agent);
+	sm_http_peer_configure(settings->networks, fresh);
 
 	if (settings_context != NULL)
 		MemoryContextDelete(settings_context);
@@ -418,6 +420,8 @@ set_options(Request *r, const SmHttpRequest *request)
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
 	SET(CURLOPT_HTTP09_ALLOWED, 0L);
 	SET(CURLOPT_HTTP_VERSION, http_version);
+	if (rc == CURLE_OK)
+		rc = sm_http_peer_set_options(easy, &r->seen);
 
 	/*
 	 * A request of the worker ends after its time, whatever happens: no abort at

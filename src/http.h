@@ -17,6 +17,7 @@ typedef struct SmHttpSettings
 	const char *ca_file;		/* PEM; given, nothing else is trusted */
 	const char *client_cert_file;
 	const char *client_key_file;
+	const char *networks;		/* as sm_networks_parse() takes them; none: any address */
 	const char *user_agent;
 } SmHttpSettings;
 

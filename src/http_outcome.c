@@ -169,7 +169,10 @@ judge_failure(CURL *easy, CURLcode code, const SmHttpSeen *seen, const char *cur
 			meaning = &code_meanings[i];
 	}
 
-	if (meaning == NULL)
+	/* where one of its addresses is allowed, it is that one which could not be reached */
+	if (seen->peers_refused > 0 && seen->peers_allowed == 0)
+		sm_http_outcome_fail(result, SM_HTTP_UNUSABLE, "the server's address is not in softmobile.central_networks");
+	else if (meaning == NULL)
 		sm_http_outcome_fail(result, SM_HTTP_PROTOCOL, curl_easy_strerror(code));
 	else if (link_lost && seen->header_bytes > 0)
 		sm_http_outcome_fail(result, SM_HTTP_PROTOCOL, "answer cut off");

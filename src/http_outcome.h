@@ -16,6 +16,8 @@ typedef struct SmHttpSeen
 	bool		headers_done;	/* the blank line after the latest status line */
 	bool		too_long;		/* refused, it would exceed a limit */
 	bool		no_memory;		/* refused, could not be stored */
+	int			peers_refused;	/* addresses outside of the networks allowed ... */
+	int			peers_allowed;	/* ... and others */
 } SmHttpSeen;
 
 extern void sm_http_outcome_fail(SmHttpResult *result, SmHttpOutcome outcome, const char *text);

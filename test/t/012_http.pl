@@ -387,6 +387,38 @@ sub configure
 	waitpid($pid, 0);
 }
 
+# ---- networks ----
+
+{
+	my $refused = "unusable 0 the server's address is not in softmobile.central_networks";
+	my $url = $central->url('/health');
+	my $named = $url =~ s/127\.0\.0\.1/localhost/r;
+	my $other = SmReceiver->new;
+	configure(undef, undef, undef, '');
+	is(outcome($url), 'answered 200', 'no list of networks: any address');
+	foreach my $case (
+		[ '127.0.0.1' => 1 ], [ '127.0.0.0/8' => 1 ], [ '10.0.0.0/8, 127.0.0.1/32' => 1 ], [ '0.0.0.0/0' => 1 ], [ '::ffff:127.0.0.0/104' => 1 ],
+		[ '127.0.0.2' => 0 ], [ '127.0.0.2/31' => 0 ], [ '10.0.0.0/8 192.0.2.7' => 0 ], [ '128.0.0.0/1' => 0 ], [ '::/0' => 0 ], [ '::1' => 0 ])
+	{
+		my ($list, $good) = @$case;
+		configure(undef, undef, undef, $list);
+		# also over the connection that was made under another list
+		is(outcome($url), $good ? 'answered 200' : $refused, "networks $list");
+		is(outcome($other->url('/health')), $good ? 'answered 200' : $refused, 'on another port');
+	}
+	is(scalar($other->requests), 5, 'what is refused sends nothing');
+	configure(undef, undef, undef, '10.0.0.0/8');
+	is(outcome($named), $refused, 'what a name leads to is looked at, not the name');
+	$central->refuse;
+	configure(undef, undef, undef, '127.0.0.0/8');
+	like(outcome($named), qr/^offline 0 could not connect/, 'one address allowed that does not answer: no link');
+	$central->listen;
+	configure(undef, undef, undef, '');
+	is(outcome($url), 'answered 200', 'and any again');
+	is($other->log_text, '', 'nothing unexpected');
+	$other->stop;
+}
+
 # ---- interrupts ----
 
 {

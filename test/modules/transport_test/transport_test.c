@@ -104,6 +104,7 @@ http_configure(PG_FUNCTION_ARGS)
 	settings.ca_file = text_arg(fcinfo, 0);
 	settings.client_cert_file = text_arg(fcinfo, 1);
 	settings.client_key_file = text_arg(fcinfo, 2);
+	settings.networks = text_arg(fcinfo, 3);
 	settings.user_agent = "softmobile/test";
 	initialize(&settings);
 	PG_RETURN_VOID();

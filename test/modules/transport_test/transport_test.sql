@@ -3,7 +3,7 @@
 CREATE TYPE http_result AS (outcome text, status int, content_type text, retry_after_ms bigint,
     date bigint, total_ms bigint, error text, body text, longest_run_ms float8);
 
-CREATE FUNCTION http_configure(ca text, cert text DEFAULT NULL, key text DEFAULT NULL) RETURNS void
+CREATE FUNCTION http_configure(ca text, cert text DEFAULT NULL, key text DEFAULT NULL, networks text DEFAULT NULL) RETURNS void
     AS :'module', 'http_configure' LANGUAGE C;
 
 CREATE FUNCTION http_request(method text, url text, body bytea DEFAULT NULL,
