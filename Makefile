@@ -4,7 +4,7 @@
 # machine, before PostgreSQL is even installed; every other goal is plain PGXS
 # (all, install, installcheck, clean), as PostgreSQL users expect.
 
-MACHINE_GOALS = check demo bench deps lint
+MACHINE_GOALS = check demo bench chaos deps lint
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" softmobile.control)
 
 ifneq ($(filter $(MACHINE_GOALS),$(MAKECMDGOALS)),)
@@ -22,6 +22,10 @@ check: deps
 # The main job, shown: sell, lose the link, sell on, reconnect, compare.
 demo: deps
 	@test/tools/demo
+
+# Everything breaks while a shop sells; nothing may be lost: SEED=, FAULTS=, MINUTES= (doc/reliability.md).
+chaos: deps
+	@test/tools/chaos
 
 # The figures of doc/performance.md.
 bench: deps
