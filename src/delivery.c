@@ -31,6 +31,7 @@
 #include "outbox.h"
 #include "process.h"
 #include "request.h"
+#include "shmem.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -350,6 +351,23 @@ sm_delivery_check_identity(void)
 	sm_outbox_commit_durably();
 }
 
+/*
+ * Could an event that is committed now be sent?  When not, since the link is down
+ * or a batch is on its way, the next pass does not wait for it: it waits for an
+ * answer, a timer or a request.
+ */
+static bool
+could_send(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	ListCell   *lc;
+
+	foreach(lc, sm_delivery_branches)
+		if (may_send(lfirst(lc), now))
+			return true;
+	return false;
+}
+
 /* Returns true when another pass should follow at once. */
 bool
 sm_delivery_pass(void)
@@ -383,6 +401,8 @@ sm_delivery_pass(void)
 	sm_session_commit();
 	submit_batches(batches);
 	sm_probe_send_due(now);
+	if (!could_send())
+		sm_shmem_ignore_events();
 	return again || snapshots_left;
 }
 

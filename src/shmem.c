@@ -15,7 +15,7 @@
  *					keeps the slot it found for as long as the number stands.
  *					Written under the lock, read without.
  *	 work			one flag per slot: "a wake-up is under way".  See
- *					sm_shmem_poke() for why none gets lost.
+ *					sm_shmem_poke_events() for why none gets lost.
  *
  * The lock of request.c may be held when this one is taken, never the reverse.
  *
@@ -53,7 +53,7 @@
  */
 typedef struct SmSlot
 {
-	pg_atomic_uint32 work;		/* 1: the worker has been or is being woken */
+	pg_atomic_uint32 work;		/* 1: the worker is being woken, or new events do not matter to it */
 	Oid			dbid;			/* InvalidOid: the slot is free */
 	uint32		generation;		/* number of starts; a straggler's is too low */
 	bool		starting;		/* registered with the postmaster, not attached */
@@ -90,10 +90,7 @@ static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 static void detach_worker(int code, Datum arg);
 static void detach_launcher(int code, Datum arg);
 
-/* ----------
- * Creation
- * ----------
- */
+/* --- creation --- */
 
 static Size
 shared_size(void)
@@ -176,10 +173,7 @@ sm_shmem_available(void)
 	return shared != NULL;
 }
 
-/* ----------
- * Helpers
- * ----------
- */
+/* --- helpers --- */
 
 /* The slot of a database, or NULL.  Call with the lock held. */
 static SmSlot *
@@ -248,14 +242,12 @@ sm_shmem_time_left(TimestampTz deadline)
 	return TimestampDifferenceMilliseconds(now, deadline);
 }
 
-/* ----------
- * Wake-ups
- * ----------
- */
+/* --- wake-ups --- */
 
 /*
- * Tell the worker of a database that there is work.  Called at every commit that
- * captured something, after it became visible: mostly two reads of shared memory.
+ * Tell the worker of a database that there are new events.  Called at every
+ * commit that captured something, after it became visible: mostly two reads of
+ * shared memory.
  *
  * No wake-up is lost.  The worker clears the flag and only then looks for work
  * (sm_shmem_take_work); a caller makes its work visible and only then reads the
@@ -267,7 +259,7 @@ sm_shmem_time_left(TimestampTz deadline)
  * Without a worker nothing is to do: one that attaches clears the flag and looks.
  */
 void
-sm_shmem_poke(Oid dbid)
+sm_shmem_poke_events(Oid dbid)
 {
 	static Oid	seen_dbid = InvalidOid;
 	static uint32 seen_assignments = 0;
@@ -299,14 +291,33 @@ sm_shmem_poke(Oid dbid)
 	LWLockRelease(lock);
 }
 
-/*
- * Worker: has anybody poked since the last call?  Look for work after this, never
- * before; and reset the latch before calling it.
- */
-bool
+/* The same for whatever else the worker shall look at: it is always woken. */
+void
+sm_shmem_poke(Oid dbid)
+{
+	SmSlot	   *slot;
+
+	if (shared == NULL)
+		return;
+	LWLockAcquire(lock, LW_SHARED);
+	slot = find_slot(dbid);
+	if (slot != NULL && slot->proc != NULL)
+		SetLatch(&slot->proc->procLatch);
+	LWLockRelease(lock);
+}
+
+/* Worker: look for work after this, never before; and reset the latch before. */
+void
 sm_shmem_take_work(void)
 {
-	return pg_atomic_exchange_u32(&my_slot->work, 0) != 0;
+	pg_atomic_exchange_u32(&my_slot->work, 0);
+}
+
+/* Worker: until the next sm_shmem_take_work() no new event shall wake it. */
+void
+sm_shmem_ignore_events(void)
+{
+	pg_atomic_write_u32(&my_slot->work, 1);
 }
 
 /*
@@ -333,10 +344,7 @@ sm_shmem_poke_launcher(Oid dbid)
 	LWLockRelease(lock);
 }
 
-/* ----------
- * Looking, holding, waiting: every backend
- * ----------
- */
+/* --- looking, holding, waiting: every backend --- */
 
 static void
 fill_info(const SmSlot *slot, SmWorkerInfo *info)
@@ -458,10 +466,7 @@ sm_shmem_wait_left(Oid dbid, TimestampTz deadline)
 	return shared == NULL || wait_for_worker(dbid, false, deadline);
 }
 
-/* ----------
- * Processes of a database
- * ----------
- */
+/* --- processes of a database --- */
 
 /*
  * Take over the slot that the launcher filled for this process.  dbid is its
@@ -550,10 +555,7 @@ sm_shmem_worker_verdict(SmVerdict verdict, const SmProbed *probed)
 	return previous;
 }
 
-/* ----------
- * The launcher
- * ----------
- */
+/* --- the launcher --- */
 
 /* Become the launcher.  What a predecessor has started but not seen attach is void. */
 void

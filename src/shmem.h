@@ -54,6 +54,7 @@ extern void sm_shmem_init(void);
 extern bool sm_shmem_available(void);
 
 /* Every backend; without shared memory they do nothing. */
+extern void sm_shmem_poke_events(Oid dbid);
 extern void sm_shmem_poke(Oid dbid);
 extern void sm_shmem_poke_launcher(Oid dbid);
 extern void sm_shmem_worker_info(Oid dbid, SmWorkerInfo *info);
@@ -67,7 +68,8 @@ extern void sm_shmem_release(Oid dbid);
 extern bool sm_shmem_wait_left(Oid dbid, TimestampTz deadline);
 
 /* The worker of a database, after it has attached. */
-extern bool sm_shmem_take_work(void);
+extern void sm_shmem_take_work(void);
+extern void sm_shmem_ignore_events(void);
 
 /* Processes of a database, from their start to their end (launcher.c). */
 extern bool sm_shmem_worker_attach(int slotno, uint32 generation, Oid *dbid, SmProbed *probed);

@@ -181,7 +181,7 @@ softmobile_worker_main(Datum main_arg)
 		if (sm_tiles_due())
 			write_tiles();
 
-		(void) sm_shmem_take_work();
+		sm_shmem_take_work();
 		again = sm_delivery_pass();
 		MemoryContextReset(pass_cxt);
 		pgstat_report_activity(STATE_IDLE, NULL);
