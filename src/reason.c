@@ -93,12 +93,9 @@ trim_blanks(const char *text, const char **begin)
 	return end - *begin;
 }
 
-const char *
-sm_reason_problem(const char *text)
+static const char *
+find_problem(const char *begin, size_t size)
 {
-	const char *begin;
-	size_t		size = trim_blanks(text, &begin);
-
 	if (size > SM_REASON_MAX)
 		return "A reason has at most 2000 bytes.";
 	for (const char *p = begin; p < begin + size;)
@@ -112,19 +109,57 @@ sm_reason_problem(const char *text)
 	return NULL;
 }
 
+/* All that there is to say of a text. */
+typedef struct Verdict
+{
+	char	   *text;			/* as it came, for comparison; NULL: not kept */
+	int			encoding;		/* the postmaster's is not the database's */
+	size_t		begin;			/* of the trimmed text */
+	size_t		size;
+	const char *problem;		/* NULL: it could be a reason */
+	bool		suffices;
+} Verdict;
+
+/* The rows of a statement have the same reason: the latest verdict is kept. */
+static const Verdict *
+judge(const char *text)
+{
+	static Verdict verdict = {.text = NULL};
+	const char *begin;
+
+	if (verdict.text != NULL && verdict.encoding == GetDatabaseEncoding() && strcmp(verdict.text, text) == 0)
+		return &verdict;
+	if (verdict.text != NULL)
+		pfree(verdict.text);
+	verdict.text = NULL;
+	verdict.encoding = GetDatabaseEncoding();
+	verdict.size = trim_blanks(text, &begin);
+	verdict.begin = begin - text;
+	verdict.problem = find_problem(begin, verdict.size);
+	verdict.suffices = pg_mbstrlen_with_len(begin, verdict.size) >= SM_REASON_MIN_CHARS;
+	if (verdict.problem == NULL)
+		verdict.text = MemoryContextStrdup(TopMemoryContext, text);
+	return &verdict;
+}
+
+const char *
+sm_reason_problem(const char *text)
+{
+	return judge(text)->problem;
+}
+
 char *
 sm_reason_trim(const char *text)
 {
-	const char *begin;
-	size_t		size = trim_blanks(text, &begin);
+	const Verdict *verdict = judge(text);
 
-	return pnstrdup(begin, size);
+	return pnstrdup(text + verdict->begin, verdict->size);
 }
 
 bool
-sm_reason_suffices(const char *trimmed)
+sm_reason_suffices(const char *text)
 {
-	return pg_mbstrlen(trimmed) >= SM_REASON_MIN_CHARS;
+	return judge(text)->suffices;
 }
 
 /*
@@ -201,16 +236,10 @@ sm_reason_current(const char *row_reason)
 
 	for (int i = 0; i < lengthof(candidates); i++)
 	{
-		const char *begin;
-		size_t		size;
-
 		if (i == 1)
 			candidates[i] = reason_from_headers();
-		if (candidates[i] == NULL)
-			continue;
-		size = trim_blanks(candidates[i], &begin);
-		if (size > 0)
-			return pnstrdup(begin, size);
+		if (candidates[i] != NULL && judge(candidates[i])->size > 0)
+			return sm_reason_trim(candidates[i]);
 	}
 	return NULL;
 }

@@ -20,7 +20,7 @@ extern char *sm_reason_trim(const char *text);
  */
 extern char *sm_reason_current(const char *row_reason);
 
-/* True when a trimmed reason is long enough. */
-extern bool sm_reason_suffices(const char *trimmed);
+/* True when a text is long enough for a reason, blanks at its ends not counted. */
+extern bool sm_reason_suffices(const char *text);
 
 #endif							/* SM_REASON_H */
