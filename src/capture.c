@@ -232,8 +232,20 @@ append_change(SmCaptured *captured, Relation table, char op, TupleTableSlot *new
 }
 
 static bool
+same_columns(SmCaptured *captured, const AttrNumber *columns, int n, TupleTableSlot *a, TupleTableSlot *b)
+{
+	for (int i = 0; i < n; i++)
+		if (!sm_encode_same(captured->encoder, a, b, columns[i]))
+			return false;
+	return true;
+}
+
+static bool
 same_entity(SmCaptured *captured, TupleTableSlot *a, TupleTableSlot *b)
 {
+	if (same_columns(captured, captured->keys, captured->nkeys, a, b) &&
+		same_columns(captured, captured->branches, captured->nbranches, a, b))
+		return true;
 	return strcmp(branch_of(captured, a), branch_of(captured, b)) == 0 &&
 		strcmp(entity_id_of(captured, a), entity_id_of(captured, b)) == 0;
 }
@@ -534,6 +546,7 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 	}
 	table_endscan(scan);
 	sm_encode_end_settings(nest);
+	sm_eventlog_flush();
 	ExecDropSingleTupleTableSlot(slot);
 	SetUserIdAndSecContext(caller_id, caller_context);
 	table_close(table, NoLock);

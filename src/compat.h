@@ -85,6 +85,11 @@ find_option(const char *name, bool create_placeholders, bool skip_errors, int el
 	makeJsonLexContextCstringLen(unconstify(char *, (json)), (len), (encoding), (need_escapes))
 #endif
 
+/* Indexes that keep something between insertions came with 17. */
+#if PG_VERSION_NUM < 170000
+#define index_insert_cleanup(index, info) ((void) 0)
+#endif
+
 /* Named wait events of extensions came with 17. */
 #if PG_VERSION_NUM < 170000
 #define WaitEventExtensionNew(name) PG_WAIT_EXTENSION

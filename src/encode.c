@@ -341,9 +341,7 @@ fix_setting(int *nest, const char *name, const char *value)
 							 true, 0, false);
 }
 
-/*
- * Returns 0 where the session's settings will do, which is the common case.
- */
+/* Returns 0 where the session's settings will do, which is the common case. */
 int
 sm_encode_begin_settings(const SmEncoder *enc)
 {
@@ -394,9 +392,7 @@ sm_encode_end_settings(int nest)
 		AtEOXact_GUC(true, nest);
 }
 
-/*
- * Before a tuple is encoded: does the encoder still know all about it?
- */
+/* Before a tuple is encoded: does the encoder still know all about it? */
 static void
 check_encoder(SmEncoder *enc, TupleTableSlot *slot)
 {
@@ -493,9 +489,7 @@ append_varlena(StringInfo out, Datum value, bool bare)
 		pfree(chars);
 }
 
-/*
- * Append a value as JSON; with bare, strings without their quotes and escapes.
- */
+/* Append a value as JSON; with bare, strings without their quotes and escapes. */
 static void
 append_value(SmColumn *col, Datum value, StringInfo out, bool bare)
 {
@@ -570,9 +564,7 @@ append_value(SmColumn *col, Datum value, StringInfo out, bool bare)
 	}
 }
 
-/*
- * Append one member of an object, whose brace was opened at start.
- */
+/* Append one member of an object, whose brace was opened at start. */
 static void
 append_member(SmColumn *col, Datum value, bool isnull, StringInfo out, int start)
 {
@@ -625,6 +617,17 @@ same_image(SmColumn *col, Datum a, Datum b)
 	return datum_image_eq(a, b, col->typbyval, col->typlen);
 }
 
+bool
+sm_encode_same(SmEncoder *enc, TupleTableSlot *a, TupleTableSlot *b, AttrNumber attnum)
+{
+	bool		anull;
+	bool		bnull;
+	Datum		avalue = slot_getattr(a, attnum, &anull);
+	Datum		bvalue = slot_getattr(b, attnum, &bnull);
+
+	return anull == bnull && (anull || same_image(&enc->columns[attnum - 1], avalue, bvalue));
+}
+
 int
 sm_encode_changed(SmEncoder *enc, TupleTableSlot *oldslot, TupleTableSlot *newslot,
 				  StringInfo out)
@@ -659,9 +662,7 @@ sm_encode_changed(SmEncoder *enc, TupleTableSlot *oldslot, TupleTableSlot *newsl
 	return nchanged;
 }
 
-/*
- * Append one column.  Returns whether it is there, which is to say, not null.
- */
+/* Append one column.  Returns whether it is there, which is to say, not null. */
 static bool
 append_column(SmEncoder *enc, TupleTableSlot *slot, AttrNumber attnum, StringInfo out,
 			  bool bare)

@@ -62,6 +62,9 @@ extern void sm_encode_row(SmEncoder *enc, TupleTableSlot *slot, StringInfo out);
 extern int	sm_encode_changed(SmEncoder *enc, TupleTableSlot *oldslot,
 							  TupleTableSlot *newslot, StringInfo out);
 
+/* Is a column the same in two rows, in the sense of the above? */
+extern bool sm_encode_same(SmEncoder *enc, TupleTableSlot *a, TupleTableSlot *b, AttrNumber attnum);
+
 /*
  * One column as text: what row_to_json(row) ->> column gives, so that an entity's
  * id is the text that its data shows (true, 2026-01-31T09:00:00+00:00).  A json

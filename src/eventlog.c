@@ -2,31 +2,65 @@
  * eventlog.c
  *		Appends events to the outbox, in the transaction whose change they tell.
  *
- * Called by capture for every row, so it goes past SPI and the executor: the
- * row is formed here and put into heap and indexes with the functions that the
+ * Called by capture for every row, so it goes past SPI and the executor: rows are
+ * formed here and put into heap and indexes with the functions that COPY and the
  * system's own catalogs use.  The application's role needs no rights on the
- * outbox.  The only locks are RowExclusiveLock on the current segment and on the
- * lane's sequence; neither makes one sale wait for another.
+ * outbox.  The only locks are RowExclusiveLock on the current segment, its
+ * indexes and the lane's sequence; none makes one sale wait for another.
+ *
+ * The buffer
+ *
+ * The events of a statement are gathered and written together: a segment's page
+ * takes many rows under one lock and one WAL record, a lane's numbers are drawn
+ * in one piece, the segment and its indexes are opened once.  The buffer is
+ * flushed when a query or a utility command has done its work, so that an error
+ * there is an error of that statement; when it is full, so that memory is bounded;
+ * and before a query that reads the log.  An event carries the command that made
+ * it, so it is visible as if it had been written at once.
+ *
+ * Subtransactions.  A statement's own triggers can begin one while events of the
+ * outer level are in the buffer.  These cannot be written then, as they would
+ * belong to the inner transaction: they keep their place, get their numbers if
+ * anything behind them is written, and wait for the end of the subtransaction.
+ * Events of a subtransaction that is rolled back leave the buffer; those of one
+ * that is released become its parent's.  Levels end from the inside, so the
+ * buffer is always ordered by level.  (What waits is not visible to a query
+ * within the subtransaction.  No other visibility is lost.)
  *
  * Order matters: the transaction id first, then the number, then the row.  The
- * worker relies on it (gaps.c).
+ * worker relies on it (gaps.c).  Numbers follow the order of the changes, since
+ * the buffer does and since nobody else can change these entities before this
+ * transaction is over.  Lane and segment are decided with the number, not
+ * when the change is made: whatever changes them meanwhile counts.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
+#include "compat.h"
 #include "eventlog.h"
+#include "executor/executor.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "seqno.h"
 #include "shmem.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "uuid7.h"
+
+/* Events and bytes that are gathered before they are written. */
+#define MAX_EVENTS		64
+#define MAX_TEXT		(64 * 1024)
 
 /* Columns of softmobile.outbox_event, in order. */
 enum EventColumn
@@ -47,24 +81,517 @@ enum EventColumn
 	EVENT_COLUMNS
 };
 
+/* A lane by what rows say of it; which one that is, is looked up for each flush. */
+typedef struct Target
+{
+	char		branch[SM_BRANCH_MAX + 1];
+	SmPriority	priority;
+	SmLaneRef	lane;
+	bool		registered;
+	int			wanted;			/* numbers for this flush */
+	int64		next;			/* the first of them not given yet */
+} Target;
+
+typedef struct Event
+{
+	SubTransactionId subid;		/* whose fate it shares */
+	CommandId	cid;			/* the command that made the change */
+	int			target;
+	Size		text;			/* where its part of buffer.text begins */
+	bool		nulls[EVENT_COLUMNS];
+	Datum		values[EVENT_COLUMNS];	/* of a type by reference: offset in buffer.text */
+} Event;
+
+/* What is not written yet.  Its memory stays for the next transaction. */
+static struct
+{
+	MemoryContext cxt;
+	int			n;
+	int			numbered;		/* of these, at the front, have lane and number */
+	int			room;
+	Event	   *events;
+	int			ntargets;
+	int			target_room;
+	Target	   *targets;
+	StringInfoData text;
+}			buffer;
+
 static bool appended = false;	/* in this transaction */
-static bool poke_wanted = false;	/* at its commit */
+static bool poke_wanted = false;	/* at its commit, whether the worker hears events or not */
+
+static ExecutorStart_hook_type prev_executor_start = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
+static ProcessUtility_hook_type prev_utility = NULL;
+
+/* --- the buffer --- */
+
+static void
+create_buffer(void)
+{
+	buffer.cxt = AllocSetContextCreate(TopMemoryContext, "softmobile events", ALLOCSET_DEFAULT_SIZES);
+	buffer.room = 8;
+	buffer.events = MemoryContextAlloc(buffer.cxt, buffer.room * sizeof(Event));
+	buffer.target_room = 4;
+	buffer.targets = MemoryContextAlloc(buffer.cxt, buffer.target_room * sizeof(Target));
+}
+
+/* Forgets the events from the n'th on. */
+static void
+truncate_buffer(int n)
+{
+	if (n >= buffer.n)
+		return;
+	buffer.text.len = buffer.events[n].text;
+	buffer.n = n;
+	buffer.numbered = Min(buffer.numbered, n);
+	if (n > 0)
+		return;
+	buffer.ntargets = 0;
+	if (buffer.text.maxlen > 4 * MAX_TEXT)
+	{
+		pfree(buffer.text.data);
+		buffer.text.data = NULL;
+	}
+}
+
+static bool
+buffer_is_full(void)
+{
+	return buffer.n >= MAX_EVENTS || buffer.text.len >= MAX_TEXT;
+}
+
+static Event *
+new_event(void)
+{
+	Event	   *event;
+
+	if (buffer.cxt == NULL)
+		create_buffer();
+	if (buffer.text.data == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(buffer.cxt);
+
+		initStringInfo(&buffer.text);
+		MemoryContextSwitchTo(caller);
+	}
+	if (buffer.n == buffer.room)
+	{
+		buffer.room *= 2;
+		buffer.events = repalloc_huge(buffer.events, buffer.room * sizeof(Event));
+	}
+	event = &buffer.events[buffer.n];
+	event->text = buffer.text.len;
+	return event;
+}
+
+static int
+find_target(const char *branch, SmPriority priority)
+{
+	Target	   *target;
+
+	for (int i = buffer.ntargets - 1; i >= 0; i--)
+		if (buffer.targets[i].priority == priority && strcmp(buffer.targets[i].branch, branch) == 0)
+			return i;
+	if (buffer.ntargets == buffer.target_room)
+	{
+		buffer.target_room *= 2;
+		buffer.targets = repalloc(buffer.targets, buffer.target_room * sizeof(Target));
+	}
+	target = &buffer.targets[buffer.ntargets];
+	strlcpy(target->branch, branch, sizeof(target->branch));
+	target->priority = priority;
+	/* A branch that is refused is refused here, with its row. */
+	target->lane = sm_lanes_find(branch, priority, &target->registered);
+	return buffer.ntargets++;
+}
+
+static void
+put_bytes(Event *event, int col, const char *data, Size len)
+{
+	Size		at = INTALIGN(buffer.text.len);
+
+	enlargeStringInfo(&buffer.text, at - buffer.text.len + len);
+	memcpy(buffer.text.data + at, data, len);
+	buffer.text.len = at + len;
+	event->values[col] = at;
+	event->nulls[col] = false;
+}
+
+static void
+put_text(Event *event, int col, const char *text, Size len)
+{
+	Size		at = INTALIGN(buffer.text.len);
+
+	enlargeStringInfo(&buffer.text, at - buffer.text.len + VARHDRSZ + len);
+	SET_VARSIZE(buffer.text.data + at, VARHDRSZ + len);
+	memcpy(buffer.text.data + at + VARHDRSZ, text, len);
+	buffer.text.len = at + VARHDRSZ + len;
+	event->values[col] = at;
+	event->nulls[col] = false;
+}
+
+static void
+put_string(Event *event, int col, const char *text)
+{
+	if (text == NULL)
+		event->nulls[col] = true;
+	else
+		put_text(event, col, text, strlen(text));
+}
+
+void
+sm_eventlog_append(const SmNewEvent *new)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	pg_uuid_t	id;
+	Event	   *event = new_event();
+
+	event->subid = GetCurrentSubTransactionId();
+	event->cid = GetCurrentCommandId(true);
+	event->target = find_target(new->branch, new->priority);
+	memset(event->nulls, 0, sizeof(event->nulls));
+	sm_uuid7_generate(now, &id);
+	event->values[COL_CREATED_AT] = TimestampTzGetDatum(now);
+	put_bytes(event, COL_ID, (char *) &id, sizeof(id));
+	event->values[COL_ENTITY_NO] = Int32GetDatum(new->entity_no);
+	event->values[COL_OP] = CharGetDatum(new->op);
+	put_string(event, COL_BRANCH_ID, new->branch);
+	put_string(event, COL_ENTITY_ID, new->entity_id);
+	put_string(event, COL_ACTOR, new->actor);
+	put_string(event, COL_REASON, new->reason);
+	put_string(event, COL_FOLIO, new->folio);
+	if (new->has_amount)
+	{
+		struct varlena *amount = PG_DETOAST_DATUM_PACKED(new->amount);
+
+		put_bytes(event, COL_AMOUNT, (char *) amount, VARSIZE_ANY(amount));
+	}
+	else
+		event->nulls[COL_AMOUNT] = true;
+	put_text(event, COL_PAYLOAD, new->payload, new->payload_len);
+	buffer.n++;
+	appended = true;
+
+	if (buffer_is_full())
+		sm_eventlog_flush();
+}
+
+/* --- writing --- */
+
+/* Gives all events of the buffer their lane and number, in order. */
+static void
+draw_numbers(void)
+{
+	for (int i = 0; i < buffer.ntargets; i++)
+		buffer.targets[i].wanted = 0;
+	for (int i = buffer.numbered; i < buffer.n; i++)
+		buffer.targets[buffer.events[i].target].wanted++;
+	for (int i = 0; i < buffer.ntargets; i++)
+	{
+		Target	   *target = &buffer.targets[i];
+
+		if (target->wanted == 0)
+			continue;
+		target->lane = sm_lanes_find(target->branch, target->priority, &target->registered);
+		target->next = sm_seqno_take(target->lane.seqrelid, target->wanted);
+	}
+	for (int i = buffer.numbered; i < buffer.n; i++)
+	{
+		Event	   *event = &buffer.events[i];
+		Target	   *target = &buffer.targets[event->target];
+
+		event->values[COL_SEQ] = Int64GetDatum(target->next++);
+		event->values[COL_LANE_ID] = Int32GetDatum(target->lane.lane_id);
+		event->nulls[COL_BRANCH_ID] = target->registered;
+		poke_wanted |= !target->registered; /* the worker registers the branch */
+	}
+	buffer.numbered = buffer.n;
+}
+
+/* Offsets become addresses, now that the text moves no more. */
+static void
+resolve_values(Event *event)
+{
+	static const int by_reference[] = {
+		COL_ID, COL_BRANCH_ID, COL_ENTITY_ID, COL_ACTOR, COL_REASON, COL_FOLIO, COL_AMOUNT, COL_PAYLOAD
+	};
+
+	for (int i = 0; i < lengthof(by_reference); i++)
+		if (!event->nulls[by_reference[i]])
+			event->values[by_reference[i]] = PointerGetDatum(buffer.text.data + event->values[by_reference[i]]);
+}
+
+static void
+insert_index_row(Relation segment, Relation index, IndexInfo *info, const Event *event, ItemPointer tid)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
+	{
+		int			col = info->ii_IndexAttrNumbers[i] - 1;
+
+		values[i] = event->values[col];
+		nulls[i] = event->nulls[col];
+	}
+	(void) index_insert(index, values, nulls, tid, segment,
+						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+}
+
+static int
+compare_ids(const Event *a, const Event *b)
+{
+	return memcmp(DatumGetPointer(a->values[COL_ID]), DatumGetPointer(b->values[COL_ID]), UUID_LEN);
+}
+
+/*
+ * The index on id keeps a lowest and a highest for many pages; so of each page it
+ * needs to be told of two rows only.
+ */
+static void
+insert_summary(Relation segment, Relation index, IndexInfo *info, const Event *events, ItemPointer tids, int n)
+{
+	for (int i = 0; i < n;)
+	{
+		BlockNumber block = ItemPointerGetBlockNumber(&tids[i]);
+		int			lowest = i;
+		int			highest = i;
+
+		for (i++; i < n && ItemPointerGetBlockNumber(&tids[i]) == block; i++)
+		{
+			if (compare_ids(&events[i], &events[lowest]) < 0)
+				lowest = i;
+			if (compare_ids(&events[i], &events[highest]) > 0)
+				highest = i;
+		}
+		insert_index_row(segment, index, info, &events[lowest], &tids[lowest]);
+		if (highest != lowest)
+			insert_index_row(segment, index, info, &events[highest], &tids[highest]);
+	}
+}
+
+/* The current segment with its indexes. */
+typedef struct Segment
+{
+	Relation	rel;
+	int			nindexes;
+	Relation   *index;
+	IndexInfo **info;
+} Segment;
+
+/* Locks on indexes are kept to the transaction's end, like that on the segment. */
+static void
+open_segment(Segment *segment)
+{
+	List	   *oids;
+	ListCell   *lc;
+
+	segment->rel = sm_lanes_open_segment();
+	oids = RelationGetIndexList(segment->rel);
+	segment->nindexes = 0;
+	segment->index = palloc(list_length(oids) * sizeof(Relation));
+	segment->info = palloc(list_length(oids) * sizeof(IndexInfo *));
+	foreach(lc, oids)
+	{
+		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		IndexInfo  *info = BuildIndexInfo(index);
+
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL || info->ii_ExclusionOps != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("index \"%s\" is of a kind that the outbox cannot have", RelationGetRelationName(index)),
+					 errdetail("Expressions, predicates and exclusion constraints are not supported."),
+					 errhint("Drop the index.")));
+		segment->index[segment->nindexes] = index;
+		segment->info[segment->nindexes++] = info;
+	}
+}
+
+static void
+close_segment(Segment *segment)
+{
+	for (int i = 0; i < segment->nindexes; i++)
+	{
+		index_insert_cleanup(segment->index[i], segment->info[i]);
+		index_close(segment->index[i], NoLock);
+	}
+	table_close(segment->rel, NoLock);
+}
+
+static void
+insert_index_rows(Segment *segment, const Event *events, ItemPointer tids, int n)
+{
+	for (int i = 0; i < segment->nindexes; i++)
+	{
+		Relation	index = segment->index[i];
+		IndexInfo  *info = segment->info[i];
+
+		if (!info->ii_ReadyForInserts)
+			continue;
+		if (index->rd_rel->relam == BRIN_AM_OID && info->ii_NumIndexAttrs == 1 &&
+			info->ii_IndexAttrNumbers[0] == COL_ID + 1)
+			insert_summary(segment->rel, index, info, events, tids, n);
+		else
+			for (int k = 0; k < n; k++)
+				insert_index_row(segment->rel, index, info, &events[k], &tids[k]);
+	}
+}
+
+/* Writes events that one command made. */
+static void
+insert_rows(Segment *segment, Event *events, int n)
+{
+	TupleDesc	desc = RelationGetDescr(segment->rel);
+	ItemPointerData *tids = palloc(n * sizeof(ItemPointerData));
+
+	if (n == 1)
+	{
+		HeapTuple	tuple = heap_form_tuple(desc, events->values, events->nulls);
+
+		heap_insert(segment->rel, tuple, events->cid, 0, NULL);
+		tids[0] = tuple->t_self;
+	}
+	else
+	{
+		TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
+
+		desc = CreateTupleDescCopy(desc);	/* needs no pin for each slot */
+		for (int i = 0; i < n; i++)
+		{
+			slots[i] = MakeTupleTableSlot(desc, &TTSOpsHeapTuple);
+			ExecStoreHeapTuple(heap_form_tuple(desc, events[i].values, events[i].nulls), slots[i], true);
+		}
+		heap_multi_insert(segment->rel, slots, n, events->cid, 0, NULL);
+		for (int i = 0; i < n; i++)
+			tids[i] = slots[i]->tts_tid;
+	}
+	insert_index_rows(segment, events, tids, n);
+}
+
+static void
+write_events(Event *events, int n)
+{
+	Segment		segment;
+
+	open_segment(&segment);
+	for (int i = 0; i < n; i++)
+		resolve_values(&events[i]);
+	for (int i = 0; i < n;)
+	{
+		int			from = i;
+
+		while (i < n && events[i].cid == events[from].cid)
+			i++;
+		insert_rows(&segment, &events[from], i - from);
+	}
+	close_segment(&segment);
+}
+
+/* Writes what this level of subtransaction has in the buffer. */
+void
+sm_eventlog_flush(void)
+{
+	SubTransactionId subid = GetCurrentSubTransactionId();
+	int			first = buffer.n;
+	MemoryContext flush_cxt;
+	MemoryContext caller;
+	bool		needs_snapshot;
+
+	while (first > 0 && buffer.events[first - 1].subid == subid)
+		first--;
+	if (first == buffer.n)
+		return;
+
+	flush_cxt = AllocSetContextCreate(CurrentMemoryContext, "softmobile flush", ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(flush_cxt);
+	/* A long payload goes to the TOAST table, under a snapshot. */
+	needs_snapshot = !ActiveSnapshotSet();
+	if (needs_snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	(void) GetCurrentTransactionId();
+	draw_numbers();
+	write_events(&buffer.events[first], buffer.n - first);
+	if (needs_snapshot)
+		PopActiveSnapshot();
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(flush_cxt);
+	truncate_buffer(first);
+}
+
+/* --- when --- */
+
+static void
+start_executor(QueryDesc *query, int eflags)
+{
+	if (buffer.n > 0 && !IsInParallelMode() && sm_lanes_log_among(query->plannedstmt->relationOids))
+		sm_eventlog_flush();
+	if (prev_executor_start)
+		prev_executor_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+}
+
+/* Here the triggers of a query have been fired. */
+static void
+finish_executor(QueryDesc *query)
+{
+	if (prev_executor_finish)
+		prev_executor_finish(query);
+	else
+		standard_ExecutorFinish(query);
+	if (buffer.n > 0)
+		sm_eventlog_flush();
+}
+
+/* COPY fires triggers without the executor. */
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_utility)
+		prev_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	if (buffer.n > 0)
+		sm_eventlog_flush();
+}
 
 static void
 at_transaction_end(XactEvent event, void *arg)
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			/* Left over where the library was loaded within the statement. */
+			if (buffer.n > 0)
+				sm_eventlog_flush();
+			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			poke_wanted = false;
-			/* FALLTHROUGH */
-		case XACT_EVENT_COMMIT:
 			appended = false;
+			truncate_buffer(0);
 			break;
 		default:
 			break;
 	}
+}
+
+static void
+at_subtransaction_end(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
+{
+	int			first = buffer.n;
+
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	while (first > 0 && buffer.events[first - 1].subid == subid)
+		first--;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		truncate_buffer(first);
+	else
+		for (int i = first; i < buffer.n; i++)
+			buffer.events[i].subid = parent;
 }
 
 /*
@@ -74,17 +601,28 @@ at_transaction_end(XactEvent event, void *arg)
 static void
 at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
 {
-	if (!poke_wanted || phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_commit || !is_top_level)
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_commit || !is_top_level)
 		return;
+	if (poke_wanted)
+		sm_shmem_poke(MyDatabaseId);
+	else if (appended)
+		sm_shmem_poke_events(MyDatabaseId);
 	poke_wanted = false;
-	sm_shmem_poke(MyDatabaseId);
+	appended = false;
 }
 
 void
 sm_eventlog_init(void)
 {
 	RegisterXactCallback(at_transaction_end, NULL);
+	RegisterSubXactCallback(at_subtransaction_end, NULL);
 	RegisterResourceReleaseCallback(at_release, NULL);
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = start_executor;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = finish_executor;
+	prev_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
 }
 
 bool
@@ -96,56 +634,5 @@ sm_eventlog_in_transaction(void)
 void
 sm_eventlog_poke_at_commit(void)
 {
-	poke_wanted = true;
-}
-
-static void
-put_text(Datum *values, bool *nulls, int col, const char *text)
-{
-	nulls[col] = text == NULL;
-	if (text != NULL)
-		values[col] = CStringGetTextDatum(text);
-}
-
-void
-sm_eventlog_append(const SmNewEvent *event)
-{
-	Datum		values[EVENT_COLUMNS] = {0};
-	bool		nulls[EVENT_COLUMNS] = {0};
-	Relation	segment;
-	CatalogIndexState indexes;
-	HeapTuple	tuple;
-	SmLaneRef	lane;
-	bool		registered;
-	TimestampTz now = GetCurrentTimestamp();
-	pg_uuid_t	id;
-
-	lane = sm_lanes_find(event->branch, event->priority, &registered);
-	segment = sm_lanes_open_segment();
-
-	(void) GetCurrentTransactionId();
-	sm_uuid7_generate(now, &id);
-	values[COL_SEQ] = Int64GetDatum(sm_seqno_next(lane.seqrelid));
-	values[COL_CREATED_AT] = TimestampTzGetDatum(now);
-	values[COL_ID] = UUIDPGetDatum(&id);
-	values[COL_LANE_ID] = Int32GetDatum(lane.lane_id);
-	values[COL_ENTITY_NO] = Int32GetDatum(event->entity_no);
-	values[COL_OP] = CharGetDatum(event->op);
-	put_text(values, nulls, COL_BRANCH_ID, registered ? NULL : event->branch);
-	put_text(values, nulls, COL_ENTITY_ID, event->entity_id);
-	put_text(values, nulls, COL_ACTOR, event->actor);
-	put_text(values, nulls, COL_REASON, event->reason);
-	put_text(values, nulls, COL_FOLIO, event->folio);
-	values[COL_AMOUNT] = event->amount;
-	nulls[COL_AMOUNT] = !event->has_amount;
-	values[COL_PAYLOAD] = PointerGetDatum(cstring_to_text_with_len(event->payload, event->payload_len));
-
-	tuple = heap_form_tuple(RelationGetDescr(segment), values, nulls);
-	indexes = CatalogOpenIndexes(segment);
-	CatalogTupleInsertWithInfo(segment, tuple, indexes);
-	CatalogCloseIndexes(indexes);
-	table_close(segment, NoLock);
-
-	appended = true;
 	poke_wanted = true;
 }

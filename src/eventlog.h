@@ -24,7 +24,12 @@ typedef struct SmNewEvent
 } SmNewEvent;
 
 extern void sm_eventlog_init(void);
+
+/* Appends an event, to be written at the end of the statement at the latest. */
 extern void sm_eventlog_append(const SmNewEvent *event);
+
+/* Writes what has been appended; of use only where no statement ends. */
+extern void sm_eventlog_flush(void);
 
 /* True when this transaction has appended an event (not told apart by savepoint). */
 extern bool sm_eventlog_in_transaction(void);

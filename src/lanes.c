@@ -51,6 +51,7 @@ typedef struct OutboxCache
 	Oid			lane_relid;
 	Oid			branch_relid;
 	Oid			segment_relid;
+	Oid			log_relid;
 	Oid			current_segment;
 } OutboxCache;
 
@@ -205,6 +206,7 @@ load_outbox(void)
 	cache.lane_relid = sm_lanes_relation("outbox_lane");
 	cache.branch_relid = sm_lanes_relation("branch");
 	cache.segment_relid = sm_lanes_relation("outbox_segment");
+	cache.log_relid = sm_lanes_relation("outbox_event");
 	for_each_row(sm_lanes_relation("outbox_epoch"), note_epoch, newest);
 	for_each_row(cache.branch_relid, note_branch, NULL);
 	for_each_row(cache.lane_relid, note_lane, newest);
@@ -275,6 +277,12 @@ sm_lanes_open_segment(void)
 			return table_open(relid, NoLock);
 		UnlockRelationOid(relid, RowExclusiveLock);
 	}
+}
+
+bool
+sm_lanes_log_among(List *relids)
+{
+	return list_member_oid(relids, cache.log_relid) || list_member_oid(relids, cache.current_segment);
 }
 
 /*

@@ -5,6 +5,7 @@
 #ifndef SM_LANES_H
 #define SM_LANES_H
 
+#include "nodes/pg_list.h"
 #include "utils/relcache.h"
 
 typedef enum SmPriority
@@ -39,5 +40,8 @@ extern SmLaneRef sm_lanes_find(const char *branch, SmPriority priority, bool *re
 
 /* The segment that takes new events, opened with RowExclusiveLock. */
 extern Relation sm_lanes_open_segment(void);
+
+/* True when the log or its current segment is among relations. */
+extern bool sm_lanes_log_among(List *relids);
 
 #endif							/* SM_LANES_H */

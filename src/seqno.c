@@ -2,7 +2,7 @@
  * seqno.c
  *		Numbers of a lane, drawn from its sequence.
  *
- * Called by the capture trigger, in the selling transaction, for each event.
+ * Called by eventlog, in the selling transaction, for each flush of its buffer.
  *
  * Why not nextval(): it makes our sequence the session's last used one, and an
  * application that reads lastval() after its INSERT would get an event's number
@@ -72,7 +72,7 @@ lock_sequence(Oid relid)
 }
 
 int64
-sm_seqno_next(Oid seqrelid)
+sm_seqno_take(Oid seqrelid, int n)
 {
 	Relation	rel;
 	Buffer		buf;
@@ -80,7 +80,8 @@ sm_seqno_next(Oid seqrelid)
 	ItemId		lp;
 	HeapTupleData tuple;
 	Form_pg_sequence_data seq;
-	int64		result;
+	int64		first;
+	int64		last;
 	int64		promised;
 	bool		log_ahead;
 
@@ -99,8 +100,9 @@ sm_seqno_next(Oid seqrelid)
 	tuple.t_len = ItemIdGetLength(lp);
 	seq = (Form_pg_sequence_data) GETSTRUCT(&tuple);
 
-	result = seq->is_called ? seq->last_value + 1 : seq->last_value;
-	promised = seq->is_called ? seq->log_cnt - 1 : -1;
+	first = seq->is_called ? seq->last_value + 1 : seq->last_value;
+	last = first + n - 1;
+	promised = seq->is_called ? seq->log_cnt - n : -1;
 	log_ahead = promised < 0 || PageGetLSN(page) <= GetRedoRecPtr();
 	if (log_ahead)
 		promised = SM_LOG_VALS;
@@ -114,7 +116,7 @@ sm_seqno_next(Oid seqrelid)
 		XLogRecPtr	end;
 
 		/* The record holds the state after all promised numbers. */
-		seq->last_value = result + promised;
+		seq->last_value = last + promised;
 		seq->log_cnt = 0;
 		record.SM_XL_SEQ_LOCATOR = rel->SM_RD_LOCATOR;
 		XLogBeginInsert();
@@ -124,11 +126,11 @@ sm_seqno_next(Oid seqrelid)
 		end = XLogInsert(RM_SEQ_ID, XLOG_SEQ_LOG);
 		PageSetLSN(page, end);
 	}
-	seq->last_value = result;
+	seq->last_value = last;
 	seq->log_cnt = promised;
 	END_CRIT_SECTION();
 
 	UnlockReleaseBuffer(buf);
 	relation_close(rel, NoLock);
-	return result;
+	return first;
 }

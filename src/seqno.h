@@ -6,10 +6,10 @@
 #define SM_SEQNO_H
 
 /*
- * The next number of a lane's sequence.  The transaction id must have been
- * assigned before; the sequence stays locked (RowExclusiveLock) until the
- * transaction is over, prepared transactions included.
+ * The first of n consecutive numbers of a lane's sequence.  The transaction id
+ * must have been assigned before; the sequence stays locked (RowExclusiveLock)
+ * until the transaction is over, prepared transactions included.
  */
-extern int64 sm_seqno_next(Oid seqrelid);
+extern int64 sm_seqno_take(Oid seqrelid, int n);
 
 #endif							/* SM_SEQNO_H */
