@@ -9,5 +9,6 @@
 #include "utils/uuid.h"
 
 extern void sm_uuid7_generate(TimestampTz now, pg_uuid_t *id);
+pg_nodiscard extern bool sm_uuid7_read(const char *text, int len, pg_uuid_t *id);
 
 #endif							/* SM_UUID7_H */

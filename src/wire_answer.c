@@ -14,14 +14,13 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "uuid7.h"
 #include "wire.h"
 
 /*
@@ -263,33 +262,6 @@ get_count(JsonbContainer *object, const char *name, int *count)
 	return true;
 }
 
-/* uuid_in() without an ERROR, and only in the form that we send */
-static bool
-get_uuid(const JsonbValue *value, pg_uuid_t *id)
-{
-	char		hex[2 * UUID_LEN];
-	int			n = 0;
-
-	if (value == NULL || value->type != jbvString || value->val.string.len != 36)
-		return false;
-	for (int i = 0; i < 36; i++)
-	{
-		char		c = value->val.string.val[i];
-
-		if (i == 8 || i == 13 || i == 18 || i == 23)
-		{
-			if (c != '-')
-				return false;
-		}
-		else if (!isxdigit((unsigned char) c))
-			return false;
-		else
-			hex[n++] = c;
-	}
-	hex_decode(hex, sizeof(hex), (char *) id->data);
-	return true;
-}
-
 static int
 compare_ids(const void *a, const void *b, void *arg)
 {
@@ -322,7 +294,9 @@ read_verdict(const JsonbValue *element, SmEventVerdict *verdict, const SmEvent *
 		return "an element of results is not an object";
 	object = element->val.binary.data;
 
-	if (!get_uuid(get_member(object, "id"), &id))
+	value = get_member(object, "id");
+	if (value == NULL || value->type != jbvString ||
+		!sm_uuid7_read(value->val.string.val, value->val.string.len, &id))
 		return "an element of results has no id";
 	found = bsearch_arg(&id, by_id, n, sizeof(int), compare_id_to_event,
 						unconstify(SmEvent *, events));

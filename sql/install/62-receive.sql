@@ -1,6 +1,9 @@
 /*
  * Headquarters: a batch becomes events, numbers, rows.
  *
+ * A batch as our worker writes it is read by central_parse(), all others event by
+ * event.
+ *
  * The usual batch goes through set-based statements, one per table.  What is unusual
  * about single events (malformed, known, late, in conflict, with a resolution) is found
  * by them and then handled event by event, where a person can follow it.
@@ -29,38 +32,13 @@ CREATE TYPE softmobile.central_event AS (
 COMMENT ON TYPE softmobile.central_event IS 'Internal: an event of a batch, its place in it (n), and by what it is ordered (order_epoch, seq).';
 
 CREATE FUNCTION softmobile.central_decode(value text) RETURNS text
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
-RETURN CASE WHEN position('%' IN value) = 0 THEN value ELSE (
-	SELECT convert_from(string_agg(CASE WHEN part.m[1] ~ '^(%[0-9A-Fa-f]{2})+$' THEN decode(replace(part.m[1], '%', ''), 'hex') ELSE convert_to(part.m[1], 'UTF8') END, ''::bytea ORDER BY part.place), 'UTF8')
-	FROM regexp_matches(value, '((?:%[0-9A-Fa-f]{2})+|[^%]+|%)', 'g') WITH ORDINALITY AS part (m, place)) END;
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_decode';
 COMMENT ON FUNCTION softmobile.central_decode(text) IS 'Internal: undoes percent-encoding. Error: 22021 no UTF-8.';
 
-CREATE FUNCTION softmobile.central_parse(doc json) RETURNS softmobile.central_event[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-	SELECT array_agg(ROW(r.n::integer, CASE WHEN position('%' IN r.source) = 0 THEN substr(r.source, 11) ELSE softmobile.central_decode(substr(r.source, 11)) END,
-		r.id, r.epoch, r.epochno, r.lane, r.sequence, CASE WHEN r.snapshot = 'true' THEN 0 ELSE r.epochno END,
-		r.entity_type, r.subject, r.op, r."time"::timestamptz, r.actor, r.reason, r.resolution, r.data, r.new, r.old)::softmobile.central_event)
-	FROM (
-		SELECT d.*, d.d -> 'new' AS new, d.d -> 'old' AS old, split_part(d.type, '.', 2) AS entity_type, split_part(d.type, '.', 3) AS op
-		FROM (
-			SELECT b.*, b.data::jsonb AS d
-			FROM ROWS FROM (json_to_recordset(doc) AS (specversion text, id uuid, source text, type text, subject text, "time" text,
-					sequence bigint, lane text, epoch uuid, epochno integer, reason text, actor text, resolution text, snapshot text, data json))
-				WITH ORDINALITY AS b (specversion, id, source, type, subject, "time", sequence, lane, epoch, epochno, reason, actor, resolution, snapshot, data, n)
-			OFFSET 0) AS d
-		OFFSET 0) AS r
-	HAVING bool_and((r.specversion = '1.0' AND r.id IS NOT NULL AND r.epoch IS NOT NULL AND r.epochno > 0 AND r.sequence BETWEEN 1 AND 9223372036854775806
-		AND r.source LIKE '/branches/_%' AND octet_length(r.subject) BETWEEN 1 AND 2000 AND r.lane IN ('high', 'normal', 'low')
-		AND r.type = 'softmobile.' || r.entity_type || '.' || r.op AND octet_length(r.entity_type) BETWEEN 1 AND 100
-		AND r."time" LIKE '____-__-__T__:__:__%Z'
-		AND CASE r.op WHEN 'insert' THEN jsonb_typeof(r.new) = 'object'
-			WHEN 'update' THEN jsonb_typeof(r.new) = 'object' AND jsonb_typeof(r.old) = 'object'
-			WHEN 'delete' THEN jsonb_typeof(r.old) = 'object' ELSE false END
-		AND coalesce(r.resolution IN ('local', 'central'), true)) IS TRUE);
-END;
-COMMENT ON FUNCTION softmobile.central_parse(json) IS
-'Internal: the events of a batch; NULL or an error of class 22 or 54 when one of them is not as our branches write them: then central_parse_event() says which, and why.';
+CREATE FUNCTION softmobile.central_parse(body text) RETURNS softmobile.central_event[]
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_parse';
+COMMENT ON FUNCTION softmobile.central_parse(text) IS
+'Internal: the events of a batch; NULL or an error of class 22 or 54 when it is not as our branches write it: then central_parse_event() says which event, and why.';
 
 CREATE FUNCTION softmobile.central_parse_event(doc json, place integer) RETURNS softmobile.central_event
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -429,23 +407,24 @@ DECLARE
 	duplicates integer := 0;
 BEGIN
 	BEGIN
-		doc := body::json;
-	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-		RAISE EXCEPTION 'the body cannot be read as JSON: %', SQLERRM USING ERRCODE = 'SM400';
-	END;
-	IF json_typeof(doc) IS DISTINCT FROM 'array' THEN
-		RAISE EXCEPTION 'the body is not a JSON array of events' USING ERRCODE = 'SM400';
-	END IF;
-	BEGIN
-		batch := softmobile.central_parse(doc);
+		batch := softmobile.central_parse(body);
 	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
 		batch := NULL;
 	END;
-	total := coalesce(cardinality(batch), json_array_length(doc));
-	IF total > 10000 THEN
-		RAISE EXCEPTION 'a batch has at most 10000 events' USING ERRCODE = 'SM413';
-	END IF;
+	total := cardinality(batch);
 	IF batch IS NULL THEN
+		BEGIN
+			doc := body::json;
+		EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+			RAISE EXCEPTION 'the body cannot be read as JSON: %', SQLERRM USING ERRCODE = 'SM400';
+		END;
+		IF json_typeof(doc) IS DISTINCT FROM 'array' THEN
+			RAISE EXCEPTION 'the body is not a JSON array of events' USING ERRCODE = 'SM400';
+		END IF;
+		total := json_array_length(doc);
+		IF total > 10000 THEN
+			RAISE EXCEPTION 'a batch has at most 10000 events' USING ERRCODE = 'SM413';
+		END IF;
 		batch := '{}';
 		FOR part, place IN SELECT x.value, x.n FROM json_array_elements(doc) WITH ORDINALITY AS x (value, n) LOOP
 			-- What JSON can say and text cannot hold (zero, half a surrogate pair) spoils its own event only: to read the id, take spaces instead.
