@@ -4,7 +4,7 @@
 # machine, before PostgreSQL is even installed; every other goal is plain PGXS
 # (all, install, installcheck, clean), as PostgreSQL users expect.
 
-MACHINE_GOALS = check demo bench chaos deps lint
+MACHINE_GOALS = check demo bench chaos deps lint fuzz
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" softmobile.control)
 
 ifneq ($(filter $(MACHINE_GOALS),$(MAKECMDGOALS)),)
@@ -34,6 +34,10 @@ bench: deps
 # Warnings of gcc and clang, cppcheck, clang-tidy, formatting.
 lint: deps
 	@test/tools/lint
+
+# Fuzzers of receipts and of the gateway's input, each for SECONDS, or EXECUTIONS if these are over first.
+fuzz: deps
+	@test/tools/fuzz "$(or $(SECONDS),60)" "$(or $(EXECUTIONS),-1)"
 
 else
 
