@@ -162,9 +162,13 @@ DECLARE
 	forks bigint;
 BEGIN
 	FOR s IN SELECT e.branch_id, e.epoch, e.lane, max(e.epoch_no) AS epoch_no, min(e.seq) AS low, max(e.seq) AS high, count(*) AS events,
-			count(DISTINCT e.seq) AS numbers
+			-- Numbers that grow like the places are all different; that need not be counted.
+			CASE WHEN min(e.seq - e.n) = max(e.seq - e.n) THEN count(*) END AS numbers
 		FROM unnest(events) AS e GROUP BY 1, 2, 3
 	LOOP
+		IF s.numbers IS NULL THEN
+			SELECT count(DISTINCT e.seq) INTO s.numbers FROM unnest(events) AS e WHERE (e.branch_id, e.epoch, e.lane) = (s.branch_id, s.epoch, s.lane);
+		END IF;
 		SELECT l.highest_seq INTO highest FROM softmobile.central_lane l
 		WHERE l.branch_id = s.branch_id AND l.epoch = s.epoch AND l.lane = s.lane;
 		IF s.low <= highest OR s.numbers < s.events THEN
@@ -195,6 +199,19 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.central_take_numbers(softmobile.central_event[]) IS
 'Internal: writes down the numbers of new events; one that was there before is a fork. The caller has locked the branches.';
+
+/* The inbox. */
+
+CREATE FUNCTION softmobile.central_keep(events softmobile.central_event[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	INSERT INTO softmobile.central_inbox (branch_id, id, epoch, seq, event_time, received_at, epoch_no, lane, entity_type, entity_id, op, effect, actor, reason, data)
+	SELECT e.branch_id, e.id, e.epoch, e.seq, e.event_time, now(), e.epoch_no, e.lane, e.entity_type, e.entity_id, e.op, 'applied', e.actor, e.reason, e.data
+	FROM unnest(events) AS e;
+END
+$$;
+COMMENT ON FUNCTION softmobile.central_keep(softmobile.central_event[]) IS 'Internal: puts events into the inbox. Error: 23505 one of them is there.';
 
 /* The projection. */
 
@@ -332,31 +349,34 @@ BEGIN
 		SELECT e.*, lag(e.n) OVER entity IS NULL AS is_first, lead(e.n) OVER entity IS NULL AS is_last,
 			lag(e.new) OVER entity AS before, lag(e.seq) OVER entity AS before_seq, lag(e.order_epoch) OVER entity AS before_epoch
 		FROM unnest(events) AS e
-		WINDOW entity AS (PARTITION BY e.branch_id, e.entity_type, e.entity_id ORDER BY e.order_epoch, e.seq)
+		WINDOW entity AS (PARTITION BY e.entity_id, e.entity_type, e.branch_id ORDER BY e.order_epoch, e.seq)
 	), checked AS (
-		SELECT c.*, c.resolution IS NULL AND CASE
+		SELECT c.n, c.branch_id, c.entity_type, c.entity_id, c.seq, c.order_epoch, c.is_last, CASE WHEN c.op <> 'delete' THEN c.new END AS row,
+			p.branch_id IS NOT NULL AS known,
+			c.resolution IS NULL AND CASE
 				WHEN NOT c.is_first THEN (c.order_epoch, c.seq) > (c.before_epoch, c.before_seq) AND NOT softmobile.central_differs(c.op, c.before, c.old, c.new)
 				WHEN p.branch_id IS NULL THEN true
 				ELSE NOT p.changed_here AND (c.order_epoch, c.seq) > (p.epoch_no, p.seq) AND NOT softmobile.central_differs(c.op, p.row, c.old, c.new)
 				END AS usual
 		FROM chained c
-			LEFT JOIN softmobile.central_projection p ON p.branch_id = CASE WHEN c.is_first THEN c.branch_id END
-				AND p.entity_type = c.entity_type AND p.entity_id = c.entity_id
+			LEFT JOIN softmobile.central_projection p ON p.branch_id = c.branch_id AND p.entity_type = c.entity_type AND p.entity_id = c.entity_id
 	), judged AS MATERIALIZED (
-		SELECT c.*, bool_and(c.usual) OVER (PARTITION BY c.branch_id, c.entity_type, c.entity_id) AS all_usual FROM checked c
-	), projected AS (
-		INSERT INTO softmobile.central_projection AS t (branch_id, entity_type, entity_id, seq, changed_at, epoch_no, deleted, changed_here, row)
-		SELECT j.branch_id, j.entity_type, j.entity_id, j.seq, now(), j.order_epoch, j.op = 'delete', false, CASE WHEN j.op <> 'delete' THEN j.new END
-		FROM judged j WHERE j.is_last AND j.all_usual
-		ON CONFLICT (branch_id, entity_type, entity_id) DO UPDATE
-		SET seq = excluded.seq, changed_at = excluded.changed_at, epoch_no = excluded.epoch_no, deleted = excluded.deleted, row = excluded.row
+		SELECT c.*, bool_and(c.usual) OVER (PARTITION BY c.entity_id, c.entity_type, c.branch_id) AS all_usual FROM checked c
+	), added AS (
+		INSERT INTO softmobile.central_projection (branch_id, entity_type, entity_id, seq, changed_at, epoch_no, deleted, changed_here, row)
+		SELECT j.branch_id, j.entity_type, j.entity_id, j.seq, now(), j.order_epoch, j.row IS NULL, false, j.row
+		FROM judged j WHERE j.is_last AND j.all_usual AND NOT j.known
+	), changed AS (
+		UPDATE softmobile.central_projection t SET seq = j.seq, changed_at = now(), epoch_no = j.order_epoch, deleted = j.row IS NULL, row = j.row
+		FROM judged j
+		WHERE j.is_last AND j.all_usual AND j.known AND t.branch_id = j.branch_id AND t.entity_type = j.entity_type AND t.entity_id = j.entity_id
 	)
 	SELECT array_agg(j.n) INTO unusual FROM judged j WHERE NOT j.all_usual;
 	RETURN unusual;
 END
 $$;
 COMMENT ON FUNCTION softmobile.central_project(softmobile.central_event[]) IS
-'Internal: applies the events of entities with which all is as usual, and returns the places of the others, for central_apply(). The plan does not depend on statistics: entities are looked up by key. The caller has locked the branches.';
+'Internal: applies the events of entities with which all is as usual, and returns the places of the others, for central_apply(). The plan does not depend on statistics: entities are looked up by key. The caller has locked the branches: what is not there now is inserted without looking again.';
 
 /* The batch. */
 
@@ -396,7 +416,6 @@ DECLARE
 	branches text[];
 	locked text[];
 	refused text;
-	usual boolean;
 	unusual integer[];
 	known record;
 	outcome record;
@@ -452,12 +471,11 @@ BEGIN
 			USING ERRCODE = 'SM403', HINT = 'Ask headquarters for a token of this branch, or to activate it.';
 	END IF;
 
-	-- New events, and those that have been here before.
-	SELECT count(DISTINCT b.id) = count(*) AND count(i.id) = 0 INTO usual
-	FROM unnest(batch) AS b LEFT JOIN LATERAL (
-		SELECT i.id FROM softmobile.central_inbox i WHERE i.branch_id = b.branch_id AND i.id = b.id OFFSET 0) AS i ON true;
-	fresh := batch;
-	IF NOT usual THEN
+	BEGIN
+		PERFORM softmobile.central_keep(batch);
+		fresh := batch;
+	EXCEPTION WHEN unique_violation THEN
+		-- Some have been here before, or stand in the batch twice.
 		fresh := '{}';
 		FOR known IN SELECT b.event, i.id IS NOT NULL AS received, i.effect, (i.entity_type, i.entity_id, i.op, i.data::text) IS DISTINCT FROM ((b.event).entity_type, (b.event).entity_id, (b.event).op, (b.event).data::text) AS altered,
 				b.nth
@@ -479,11 +497,8 @@ BEGIN
 				duplicates := duplicates + 1;
 			END IF;
 		END LOOP;
-	END IF;
-
-	INSERT INTO softmobile.central_inbox (branch_id, id, epoch, seq, event_time, received_at, epoch_no, lane, entity_type, entity_id, op, effect, actor, reason, data)
-	SELECT f.branch_id, f.id, f.epoch, f.seq, f.event_time, now(), f.epoch_no, f.lane, f.entity_type, f.entity_id, f.op, 'applied', f.actor, f.reason, f.data
-	FROM unnest(fresh) AS f;
+		PERFORM softmobile.central_keep(fresh);
+	END;
 	PERFORM softmobile.central_take_numbers(fresh);
 	unusual := softmobile.central_project(fresh);
 
