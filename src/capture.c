@@ -510,6 +510,7 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 	ItemPointerData last;
 	int64		events = 0;
 	int			nest;
+	int			encode_nest;
 	Oid			caller_id;
 	int			caller_context;
 
@@ -526,12 +527,17 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 		PG_RETURN_INT64(0);
 	}
 
-	/* A column's type may have a cast to json, and that is code of the application's. */
+	/*
+	 * A column's type may have a cast to json, and that is code of the
+	 * application's.  The settings that it changes are not to stay either: the
+	 * worker's search_path, for one.
+	 */
 	GetUserIdAndSecContext(&caller_id, &caller_context);
 	SetUserIdAndSecContext(table->rd_rel->relowner, caller_context | SECURITY_RESTRICTED_OPERATION);
+	nest = NewGUCNestLevel();
 
 	slot = table_slot_create(table, NULL);
-	nest = sm_encode_begin_settings(captured->encoder);
+	encode_nest = sm_encode_begin_settings(captured->encoder);
 	ItemPointerSet(&first, (BlockNumber) PG_GETARG_INT64(1), FirstOffsetNumber);
 	ItemPointerSet(&last, (BlockNumber) PG_GETARG_INT64(2) - 1, MaxOffsetNumber);
 	scan = table_beginscan_tidrange(table, GetActiveSnapshot(), &first, &last);
@@ -545,7 +551,8 @@ softmobile_capture_existing(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 	}
 	table_endscan(scan);
-	sm_encode_end_settings(nest);
+	sm_encode_end_settings(encode_nest);
+	AtEOXact_GUC(false, nest);
 	sm_eventlog_flush();
 	ExecDropSingleTupleTableSlot(slot);
 	SetUserIdAndSecContext(caller_id, caller_context);
