@@ -208,6 +208,10 @@ BEGIN
 			LEFT JOIN pg_trigger g ON g.tgrelid = m.relid AND g.tgfoid = m.function
 		WHERE (g.tgenabled = ANY (m.good)) IS NOT TRUE
 		UNION ALL
+		SELECT format('%s has %s triggers %s', g.tgrelid::regclass, count(*), g.tgfoid::regprocedure)
+		FROM pg_trigger g
+		WHERE g.tgfoid = 'softmobile.capture()'::regprocedure GROUP BY g.tgrelid, g.tgfoid HAVING count(*) > 1
+		UNION ALL
 		-- What keeps the log as it is fires for everyone, in replica mode too.
 		SELECT CASE WHEN g.oid IS NULL THEN format('%s has no trigger %s', m.relid, m.called) ELSE format('trigger %I of %s does not always fire', g.tgname, m.relid) END
 		FROM (
