@@ -76,6 +76,25 @@ COMMENT ON FUNCTION softmobile.record_audit(text, text, text, bigint, uuid[], js
 
 /* Lanes. */
 
+CREATE FUNCTION softmobile.revoke_defaults(relation regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	command text;
+BEGIN
+	FOR command IN
+		SELECT format('REVOKE ALL ON %s %s FROM %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, relation,
+			CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+		FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+		WHERE c.oid = relation AND a.grantee <> c.relowner GROUP BY c.relkind, a.grantee
+	LOOP
+		EXECUTE command;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION softmobile.revoke_defaults(regclass) IS
+'Internal: takes away what ALTER DEFAULT PRIVILEGES has given others on a table or sequence just made: payloads are not read, and numbers not set, by who may read and set everything else.';
+
 CREATE FUNCTION softmobile.add_lanes(branch text, epoch integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -89,6 +108,7 @@ BEGIN
 		INSERT INTO softmobile.outbox_lane (lane_id, branch_id, priority, epoch_no, log_id)
 		VALUES (new_lane, branch, word, epoch, new_lane);
 		EXECUTE format('CREATE SEQUENCE softmobile.%I CACHE 1 OWNED BY softmobile.outbox_lane.lane_id', 'lane_' || new_lane || '_seq');
+		PERFORM softmobile.revoke_defaults(format('softmobile.%I', 'lane_' || new_lane || '_seq')::regclass);
 	END LOOP;
 END
 $$;
@@ -198,17 +218,25 @@ BEGIN
 		RAISE EXCEPTION 'unknown value "%" for receipts', receipts
 			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use ''required'', or ''none'' for a sink that answers an empty 2xx.';
 	END IF;
-	problem := softmobile.url_problem(nullif(central_url, ''));
+	central_url := nullif(central_url, '');
+	problem := softmobile.url_problem(central_url);
 	IF problem IS NOT NULL THEN
 		RAISE EXCEPTION 'invalid central_url for branch "%"', branch_id
 			USING ERRCODE = 'invalid_parameter_value', DETAIL = problem,
 				HINT = 'Use the base URL of the central server, such as https://central.example/softmobile.';
 	END IF;
+	-- The token goes there, and all that the branch sells.
+	IF central_url IS DISTINCT FROM (SELECT b.central_url FROM softmobile.branch b WHERE b.branch_id = branch_id)
+		AND NOT has_parameter_privilege(softmobile.calling_role(), 'softmobile.central_url', 'SET') THEN
+		RAISE EXCEPTION 'permission denied to change the central_url of branch "%"', branch_id
+			USING ERRCODE = 'insufficient_privilege', DETAIL = 'It says where events and the token are sent, as the setting softmobile.central_url does.',
+				HINT = format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
+	END IF;
 
 	-- The worker, which registers unknown branches, tries this lock and never waits for it.
 	PERFORM pg_advisory_xact_lock(softmobile.branch_lock_class(), hashtext(branch_id));
 	INSERT INTO softmobile.branch AS b (branch_id, name, central_url, active, receipts, registered_by)
-	VALUES (branch_id, btrim(name), nullif(central_url, ''), coalesce(active, true), receipts, softmobile.calling_role())
+	VALUES (branch_id, btrim(name), central_url, coalesce(active, true), receipts, softmobile.calling_role())
 	ON CONFLICT ON CONSTRAINT branch_pkey DO UPDATE
 	SET name = excluded.name, central_url = excluded.central_url, active = excluded.active, receipts = excluded.receipts,
 		registered_by = CASE b.registered_by WHEN 'first sight' THEN excluded.registered_by ELSE b.registered_by END;
@@ -227,7 +255,7 @@ CREATE FUNCTION softmobile.calling_role() RETURNS text
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'softmobile_calling_role';
 COMMENT ON FUNCTION softmobile.calling_role() IS 'Internal: the role that the session acts as, not changed by SECURITY DEFINER.';
 COMMENT ON FUNCTION softmobile.register_branch(text, text, text, boolean, text) IS
-'Registers a branch or changes a registered one (also: active => false switches its delivery off, true on). central_url NULL: the setting of that name; receipts ''none'': an empty 2xx settles. Errors: 22023.';
+'Registers a branch or changes a registered one (also: active => false switches its delivery off, true on). central_url NULL: the setting of that name; receipts ''none'': an empty 2xx settles. Errors: 22023; 42501 a central_url that is not the one there, from who may not set softmobile.central_url.';
 
 CREATE FUNCTION softmobile.register_unknown_branches(branches text[]) RETURNS text[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -74,4 +74,19 @@ COMMENT ON FUNCTION softmobile.grant_role(name, text) IS
 REVOKE ALL ON ALL TABLES IN SCHEMA softmobile FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA softmobile FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA softmobile FROM PUBLIC;
+-- What ALTER DEFAULT PRIVILEGES of the installing superuser has given to others.
+DO $$
+DECLARE
+	f record;
+BEGIN
+	PERFORM softmobile.revoke_defaults(c.oid) FROM pg_class c WHERE c.relnamespace = 'softmobile'::regnamespace AND c.relkind IN ('r', 'v', 'S');
+	FOR f IN
+		SELECT p.oid::regprocedure AS function, pg_get_userbyid(a.grantee) AS role
+		FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) AS a
+		WHERE p.pronamespace = 'softmobile'::regnamespace AND a.grantee <> p.proowner
+	LOOP
+		EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %I', f.function, f.role);
+	END LOOP;
+END
+$$;
 GRANT EXECUTE ON FUNCTION softmobile.set_reason(text), softmobile.current_reason() TO PUBLIC;
