@@ -368,15 +368,56 @@ could_send(void)
 	return false;
 }
 
+static void
+lanes_set_back(List *lanes, int64 us)
+{
+	ListCell   *lc;
+
+	foreach(lc, lanes)
+		((SmLane *) lfirst(lc))->not_before -= us;
+}
+
+/*
+ * Everything here is due by the clock of the day, as people see it in the views.
+ * When that is set back, nobody shall wait until it has caught up: what was to be
+ * done is due that much earlier.  What becomes due too early does no harm.
+ */
+static void
+follow_clock(TimestampTz now)
+{
+	static TimestampTz latest = 0;
+	int64		us = latest - now;
+	ListCell   *lc;
+
+	latest = now;
+	if (us <= 0)
+		return;
+	sm_endpoint_set_back(now, us);
+	foreach(lc, sm_delivery_branches)
+	{
+		SmBranch   *branch = lfirst(lc);
+
+		branch->not_before -= us;
+		branch->verify_at -= us;
+		if (branch->requeue_at != 0)
+			branch->requeue_at -= us;
+		if (branch->next_exception != 0)
+			branch->next_exception -= us;
+		branch->session_started = Min(branch->session_started, now);
+		lanes_set_back(branch->lanes, us);
+	}
+}
+
 /* Returns true when another pass should follow at once. */
 bool
 sm_delivery_pass(void)
 {
-	TimestampTz now;
+	TimestampTz now = GetCurrentTimestamp();
 	List	   *batches;
 	SmRequestTicket ticket;
 	bool		again;
 
+	follow_clock(now);
 	again = take_answers();
 	now = GetCurrentTimestamp();
 

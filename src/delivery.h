@@ -234,6 +234,7 @@ extern void sm_endpoint_note(SmEndpoint *endpoint, bool reachable);
 extern void sm_endpoint_failed(SmEndpoint *endpoint);
 extern bool sm_endpoint_answered(SmEndpoint *endpoint);
 extern bool sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now);
+extern void sm_endpoint_set_back(TimestampTz now, int64 us);
 extern TimestampTz sm_endpoint_backoff(int failures, int first_ms, int cap_ms);
 extern const char *sm_endpoint_token(const char *path, char **token);
 extern bool sm_endpoint_token_changed(void);

@@ -129,6 +129,23 @@ sm_endpoint_probe_due(SmEndpoint *endpoint, TimestampTz now)
 	return endpoint->down && !endpoint->probing && endpoint->next_probe <= now;
 }
 
+/* The clock was set back: what was to be done is due that much earlier. */
+void
+sm_endpoint_set_back(TimestampTz now, int64 us)
+{
+	ListCell   *lc;
+
+	foreach(lc, endpoints)
+	{
+		SmEndpoint *endpoint = lfirst(lc);
+
+		endpoint->next_check -= us;
+		endpoint->next_probe -= us;
+		endpoint->since = Min(endpoint->since, now);
+		endpoint->down_since = Min(endpoint->down_since, now);
+	}
+}
+
 /* What of a file shows that it was replaced or written. */
 typedef struct FileMark
 {

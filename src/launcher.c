@@ -289,6 +289,21 @@ start_process(Database *db, TimestampTz now)
 		db->launched_at = now;
 }
 
+/* The clock was set back: what was to be started is due that much earlier. */
+static void
+databases_set_back(TimestampTz now, int64 us)
+{
+	HASH_SEQ_STATUS status;
+	Database   *db;
+
+	hash_seq_init(&status, databases);
+	while ((db = hash_seq_search(&status)) != NULL)
+	{
+		db->next_start -= us;
+		db->launched_at = Min(db->launched_at, now);
+	}
+}
+
 /* Start what is due; returns when to look again. */
 static TimestampTz
 tend_databases(TimestampTz now, TimestampTz earliest)
@@ -389,6 +404,7 @@ softmobile_launcher_main(Datum main_arg)
 	HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(Database)};
 	uint32		wait_event = WaitEventExtensionNew("SoftmobileLauncher");
 	TimestampTz earliest;
+	TimestampTz now;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -399,10 +415,12 @@ softmobile_launcher_main(Datum main_arg)
 	MemoryContextSwitchTo(TopMemoryContext);
 	databases = hash_create("softmobile databases", 16, &ctl, HASH_ELEM | HASH_BLOBS);
 	earliest = earliest_start();
+	now = GetCurrentTimestamp();
 
 	for (;;)
 	{
 		TimestampTz next_look;
+		TimestampTz before = now;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
@@ -412,8 +430,14 @@ softmobile_launcher_main(Datum main_arg)
 			reload_settings();
 		}
 
+		now = GetCurrentTimestamp();
+		if (now < before)
+		{
+			databases_set_back(now, before - now);
+			earliest -= before - now;
+		}
 		list_databases();
-		next_look = tend_databases(GetCurrentTimestamp(), earliest);
+		next_look = tend_databases(now, earliest);
 
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 sm_shmem_time_left(next_look), wait_event);

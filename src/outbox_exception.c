@@ -199,7 +199,8 @@ sm_outbox_exception_failed(const pg_uuid_t *id, const SmExceptionRow *row)
 
 /*
  * Queues rejected exceptions whose time has come; with a branch of NULL or an
- * age, those of all branches or of at least that age (a user's requeue).
+ * age, those of all branches or of at least that age (a user's requeue).  One whose
+ * attempt lies in the future is due: the clock has been set back since.
  */
 int64
 sm_outbox_requeue_exceptions(const char *branch, int64 min_age_us)
@@ -207,8 +208,8 @@ sm_outbox_requeue_exceptions(const char *branch, int64 min_age_us)
 	static SmQuery query = {
 		"UPDATE softmobile.outbox_exception SET state = 'queued', updated_at = clock_timestamp()"
 		" WHERE state = 'failed' AND kind = 'rejected' AND branch_id = $1 AND attempt_count < $2"
-		" AND CASE WHEN $3 < 0 THEN next_attempt_at <= clock_timestamp()"
-		" ELSE last_attempt_at <= clock_timestamp() - $3 * interval '1 microsecond' END", 3,
+		" AND (last_attempt_at > clock_timestamp() OR CASE WHEN $3 < 0 THEN next_attempt_at <= clock_timestamp()"
+		" ELSE last_attempt_at <= clock_timestamp() - $3 * interval '1 microsecond' END)", 3,
 		{TEXTOID, INT4OID, INT8OID}
 	};
 	SmArgs		args = {0};
@@ -224,7 +225,8 @@ TimestampTz
 sm_outbox_next_exception(const char *branch)
 {
 	static SmQuery query = {
-		"SELECT min(next_attempt_at) FROM softmobile.outbox_exception"
+		"SELECT min(CASE WHEN last_attempt_at > clock_timestamp() THEN clock_timestamp() ELSE next_attempt_at END)"
+		" FROM softmobile.outbox_exception"
 		" WHERE state = 'failed' AND kind = 'rejected' AND branch_id = $1 AND attempt_count < $2", 2,
 		{TEXTOID, INT4OID}
 	};

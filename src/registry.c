@@ -96,8 +96,10 @@ adopt_lane(const SmLaneRow *row, SmBranch *branch)
 			batch->first_attempt_at = row->first_attempt_at;
 			batch->last_attempt_at = row->last_attempt_at;
 			add_skips(lane, &left);
+			/* An attempt in the future was made under a clock that has been set back. */
 			if (row->failed && branch != NULL && branch->requeue_at == 0)
-				branch->requeue_at = TimestampTzPlusMilliseconds(row->last_attempt_at, sm_retry_interval * INT64CONST(1000));
+				branch->requeue_at = TimestampTzPlusMilliseconds(Min(row->last_attempt_at, GetCurrentTimestamp()),
+																 sm_retry_interval * INT64CONST(1000));
 		}
 	}
 	if (lane->skip.n > 0 && lane->skip.range[0].lo <= 1)

@@ -78,7 +78,7 @@ sub settings
 {
 	my ($self, $name) = @_;
 	my $common = "fsync = off\nrestart_after_crash = on\nmax_connections = 60\nshared_buffers = 32MB\nlog_line_prefix = '%m [%p] %q%u '\n"
-	  . "log_min_messages = log\nmax_wal_size = 64MB\ncheckpoint_timeout = 30s\nlog_checkpoints = off\n";
+	  . "log_min_messages = warning\nmax_wal_size = 64MB\ncheckpoint_timeout = 30s\nlog_checkpoints = off\n";
 
 	return $common if $name eq 'central';
 	return $common . join("\n", "shared_preload_libraries = 'softmobile'", 'max_prepared_transactions = 40', 'wal_writer_delay = 10s', 'wal_writer_flush_after = 1GB',
