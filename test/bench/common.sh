@@ -98,7 +98,18 @@ tiled()
 	echo 'the worker does not count' >&2
 	return 1
 }
-worker_pid() { branch -c 'SELECT pid FROM softmobile.worker_status()'; }
+# worker_pid: of the worker of $database, waited for if need be.
+worker_pid()
+{
+	local found
+	for _ in $(seq 300); do
+		found=$(branch -c 'SELECT pid FROM softmobile.worker_status() WHERE running')
+		[ -z "$found" ] || { echo "$found"; return; }
+		sleep 0.1
+	done
+	echo 'no worker runs' >&2
+	return 1
+}
 # CPU time of a process in ms.
 cpu_ms() { awk -v hz="$(getconf CLK_TCK)" '{ printf "%d", ($14 + $15) * 1000 / hz }' "/proc/$1/stat"; }
 wal() { branch -c 'SELECT pg_current_wal_insert_lsn()'; }
@@ -122,7 +133,7 @@ interval()
 			printf "%.*f, 95 %% in [%.*f .. %.*f]", d, exp(m), d, exp(m - e), d, exp(m + e) }'
 }
 # percentile P <NUMBERS
-percentile() { sort -g | awk -v p="$1" '{ x[NR] = $1 } END { if (NR == 0) exit 1; i = int(p * NR + 0.999999); print x[i < 1 ? 1 : i] }'; }
+percentile() { sort -g | awk -v p="$1" '{ x[NR] = $1 } END { if (NR == 0) exit 1; i = int(p * NR + 0.999999); printf "%.2f\n", x[i < 1 ? 1 : i] }'; }
 # time_of ROUNDS SQL: how long it takes, run so many times in one session after one run that does not count.
 time_of()
 {
