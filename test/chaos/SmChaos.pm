@@ -131,6 +131,13 @@ sub make_token
 	return 1;
 }
 
+# Once; a second call does nothing.
+sub attach_catalogue
+{
+	return q{SELECT softmobile.attach('catalogue', 'catalogue', branch_column => 'branch', initial => 'snapshot')
+		WHERE NOT EXISTS (SELECT FROM softmobile.captured_table WHERE relation = 'catalogue'::regclass)};
+}
+
 sub set_url
 {
 	my ($self) = @_;
@@ -302,6 +309,7 @@ sub conclude
 	sleep 2;
 	$self->{load}->pause;
 	$shop->must(SmChaos::Load::prepared_ended('true'));
+	$shop->must("SET softmobile.reason = 'Cierre';\n" . attach_catalogue());
 	$self->note('nobody sells any more');
 	return $self->{verdict} = { %{ $self->drain }, %{ $self->compare }, %{ $self->verify } };
 }
@@ -314,7 +322,7 @@ sub drain
 
 	wait_for(DRAIN, sub {
 		$self->{shop}->tend;
-		$left = $self->{shop}->sql(q{SELECT (SELECT count(*) FROM softmobile.sync_outbox WHERE status <> 'SENT'),
+		$left = $self->{shop}->sql(q{SELECT (SELECT count(*) FROM softmobile.sync_outbox WHERE status <> 'SENT') + (SELECT count(*) FROM softmobile.outbox_snapshot),
 			-- numbers that belong to no event are known to be void: the settled ones are a range without a hole
 			(SELECT count(*) FROM softmobile.outbox_lane_state WHERE lane_id = log_id AND branch_id IS NOT NULL
 				AND settled_all <> '{}' AND settled_all <> int8multirange(int8range(1, upper(settled_all))))}, 60) // '-1|-1';

@@ -25,6 +25,10 @@ CREATE TABLE movement (id text PRIMARY KEY, branch text NOT NULL, qty integer NO
 CREATE TABLE movement_0 PARTITION OF movement FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 CREATE TABLE movement_1 PARTITION OF movement FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 
+-- Attached while it is in use, with the rows that it has by then.
+CREATE TABLE catalogue (id text PRIMARY KEY, branch text NOT NULL, price numeric(12,2) NOT NULL, note text);
+INSERT INTO catalogue SELECT 'A' || i, 'b' || i % 3 + 1, i, repeat('x', 200) FROM generate_series(1, 3000) AS i;
+
 CREATE FUNCTION set_stamp() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	NEW.stamp := nextval('stamps');

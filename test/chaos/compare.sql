@@ -1,10 +1,10 @@
 -- At central: what the branch's own record says against what arrived.  The tables truth and
--- branch_row have been copied from the branch.  One row: what is wrong, each column a count.
+-- branch_row have been copied from the branch.  Of the catalogue, which was attached on the way, the rows alone are compared.  One row: what is wrong, each column a count.
 CREATE INDEX ON chaos.truth (entity_type, op, stamp);
 CREATE TABLE chaos.arrived AS
 	SELECT i.branch_id, i.id, i.entity_type, i.entity_id, i.op, i.epoch_no, i.seq, i.effect,
 		coalesce(i.data::jsonb -> 'new', i.data::jsonb -> 'old') AS row, (coalesce(i.data::jsonb -> 'new', i.data::jsonb -> 'old') ->> 'stamp')::bigint AS stamp
-	FROM softmobile.central_inbox i;
+	FROM softmobile.central_inbox i WHERE i.entity_type <> 'catalogue';
 CREATE INDEX ON chaos.arrived (entity_type, op, stamp);
 ANALYZE chaos.truth, chaos.arrived, chaos.branch_row;
 

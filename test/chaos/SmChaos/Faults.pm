@@ -250,6 +250,15 @@ operation('sent once more',  2, sub {
 			AND epoch_no = (SELECT max(epoch_no) FROM softmobile.outbox_epoch WHERE registered)) AS s";
 });
 operation('new epoch',       1, "SELECT softmobile.open_epoch('chaos') WHERE (SELECT count(*) FROM softmobile.outbox_epoch) < 40");
-operation('verify_delivery() under load', 1, "SELECT count(*) FROM softmobile.verify_delivery('b3')");
+operation('table attached with its rows', 1, sub { SmChaos::attach_catalogue() });
+operation('priority changed', 1, q{DO $$
+	BEGIN
+		IF (SELECT count(*) < 40 FROM softmobile.outbox_epoch) THEN
+			PERFORM softmobile.detach('draft');
+			PERFORM softmobile.attach('draft', 'draft', branch_column => 'branch', priority => CASE e.priority WHEN 'LOW' THEN 'NORMAL' ELSE 'LOW' END)
+			FROM softmobile.outbox_entity e WHERE e.entity_type = 'draft';
+		END IF;
+	END $$});
+operation('verify_delivery()', 1, "SELECT count(*) FROM softmobile.verify_delivery('b3')");
 
 1;

@@ -9,7 +9,7 @@ use Time::HiRes qw(sleep time);
 
 # [name, clients, transactions a second, settings, scripts with weights]
 my @terminals = (
-	[ 'tills',    3, 20, '',                         'sale@5', 'entity@6', 'savepoint@2', 'undo@2', 'new_branch@1' ],
+	[ 'tills',    3, 20, '',                         'sale@5', 'entity@6', 'savepoint@2', 'undo@2', 'new_branch@1', 'catalogue@2' ],
 	[ 'lazy',     2, 15, '-c synchronous_commit=off', 'sale@5', 'entity@6', 'savepoint@2', 'undo@1' ],
 	[ 'long',     3, 3,  '',                         'long' ],
 	[ 'twophase', 1, 4,  '',                         'prepared' ]);
