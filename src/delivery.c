@@ -444,7 +444,8 @@ sm_delivery_pass(void)
 	sm_probe_send_due(now);
 	if (!could_send())
 		sm_shmem_ignore_events();
-	return again || snapshots_left;
+	/* while these are on their way, what follows them is put together */
+	return again || snapshots_left || batches != NIL;
 }
 
 static TimestampTz

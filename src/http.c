@@ -631,6 +631,12 @@ sm_http_run(void)
 	}
 }
 
+bool
+sm_http_has_result(void)
+{
+	return !dlist_is_empty(&done_requests);
+}
+
 /* Take the oldest result.  Its body goes to CurrentMemoryContext. */
 bool
 sm_http_next_result(SmHttpResult *result)

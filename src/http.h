@@ -90,6 +90,7 @@ extern bool sm_http_cancel(void *tag);
 extern int	sm_http_fd(void);
 extern long sm_http_timeout_ms(void);
 extern void sm_http_run(void);
+extern bool sm_http_has_result(void);
 extern bool sm_http_next_result(SmHttpResult *result);
 
 #endif							/* SM_HTTP_H */

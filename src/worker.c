@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "outbox.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "process.h"
@@ -141,6 +142,37 @@ is_due(TimestampTz *last, int interval_ms)
 	return true;
 }
 
+/*
+ * Waits until there is something for a pass to do.  That a socket has taken or
+ * brought a little more of a body is not: on a slow link there would be hundreds
+ * of passes for one batch.
+ */
+static void
+wait_for_work(uint32 wait_event)
+{
+	long		patience = Min(sm_delivery_timeout_ms(), sm_tiles_timeout_ms());
+	instr_time	began;
+	instr_time	passed;
+	int			events;
+
+	/* not by the time of day, which may be set back */
+	INSTR_TIME_SET_CURRENT(began);
+	INSTR_TIME_SET_ZERO(passed);
+	do
+	{
+		long		timeout = patience - (long) INSTR_TIME_GET_MILLISEC(passed);
+		long		http_timeout = sm_http_timeout_ms();
+
+		events = WaitLatchOrSocket(MyLatch,
+								   WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								   sm_http_fd(), http_timeout >= 0 ? Min(timeout, http_timeout) : timeout, wait_event);
+		sm_http_run();
+		INSTR_TIME_SET_CURRENT(passed);
+		INSTR_TIME_SUBTRACT(passed, began);
+	} while (!(events & WL_LATCH_SET) && !sm_http_has_result() &&
+			 (long) INSTR_TIME_GET_MILLISEC(passed) < patience);
+}
+
 void
 softmobile_worker_main(Datum main_arg)
 {
@@ -186,17 +218,7 @@ softmobile_worker_main(Datum main_arg)
 		MemoryContextReset(pass_cxt);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (!again)
-		{
-			long		timeout = sm_delivery_timeout_ms();
-			long		http_timeout = sm_http_timeout_ms();
-
-			timeout = Min(timeout, sm_tiles_timeout_ms());
-			if (http_timeout >= 0)
-				timeout = Min(timeout, http_timeout);
-			(void) WaitLatchOrSocket(MyLatch,
-									 WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-									 sm_http_fd(), timeout, wait_event);
-		}
+			wait_for_work(wait_event);
 		ResetLatch(MyLatch);
 	}
 }
