@@ -422,7 +422,7 @@ sm_delivery_pass(void)
 	now = GetCurrentTimestamp();
 
 	sm_delivery_begin();
-	if (sm_outbox_lanes_changed())
+	if (sm_outbox_lanes_changed() || (sm_registry_again_at() != 0 && sm_registry_again_at() <= now))
 	{
 		sm_registry_reload();
 		again = true;
@@ -498,6 +498,7 @@ sm_delivery_timeout_ms(void)
 				next = earlier(next, next_look(lane, now));
 		}
 	}
+	next = earlier(next, sm_registry_again_at());
 	foreach(lc, sm_delivery_unregistered)
 		next = earlier(next, next_look(lfirst(lc), now));
 	if (undiscovered != NIL)

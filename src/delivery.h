@@ -201,6 +201,7 @@ extern void sm_requeue_take_run(const SmRequestTicket *taken);
 
 /* registry.c: reading branches and lanes, within sm_outbox_begin() and its commit */
 extern void sm_registry_reload(void);
+extern TimestampTz sm_registry_again_at(void);
 extern SmBranch *sm_registry_find(const char *id);
 
 /* reading.c: what is next in a lane, within a transaction */

@@ -207,6 +207,22 @@ sm_outbox_lanes(void)
 	return rows;
 }
 
+/*
+ * Whether pg_restore is at work here.  Its jobs load tables in an order of their
+ * own, each in a transaction of its own, and stay connected until all is done.
+ */
+bool
+sm_outbox_restore_runs(void)
+{
+	static SmQuery query = {
+		"SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a"
+		" WHERE a.datname = pg_catalog.current_database() AND a.application_name = 'pg_restore')"
+	};
+
+	sm_query_run(&query, NULL);
+	return sm_row_bool(0, 1);
+}
+
 /* Registers branches (char *) met in rows; returns those that somebody else is just registering. */
 List *
 sm_outbox_register(List *branches)

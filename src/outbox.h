@@ -134,6 +134,7 @@ extern bool sm_outbox_lanes_changed(void);
 extern void sm_outbox_lanes_stale(void);
 extern List *sm_outbox_branches(void);
 extern List *sm_outbox_lanes(void);
+extern bool sm_outbox_restore_runs(void);
 extern List *sm_outbox_register(List *branches);
 
 /* The log */

@@ -16,6 +16,11 @@
 List	   *sm_delivery_branches = NIL;
 List	   *sm_delivery_unregistered = NIL;
 
+/* How soon to look again whether a restore is over (ms). */
+#define RESTORE_MS	1000
+
+static TimestampTz again_at = 0;	/* 0: no lane was left out */
+
 SmBranch *
 sm_registry_find(const char *id)
 {
@@ -107,6 +112,33 @@ adopt_lane(const SmLaneRow *row, SmBranch *branch)
 	return lane;
 }
 
+/*
+ * The lane as this worker knows it, or as it begins to serve it.  NULL: not while
+ * a dump is being restored here.  A segment of the log that is yet to come would
+ * look like numbers that were rolled back, an older lane like none.
+ */
+static SmLane *
+take_lane(List *known, const SmLaneRow *row, SmBranch *branch)
+{
+	SmLane	   *lane = find_lane(known, row->lane_id);
+
+	if (lane != NULL)
+		return lane;
+	if (again_at != 0 || sm_outbox_restore_runs())
+	{
+		again_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RESTORE_MS);
+		return NULL;
+	}
+	return adopt_lane(row, branch);
+}
+
+/* When to reload though nobody said that anything has changed; 0: need not be. */
+TimestampTz
+sm_registry_again_at(void)
+{
+	return again_at;
+}
+
 void
 sm_registry_reload(void)
 {
@@ -115,6 +147,7 @@ sm_registry_reload(void)
 	MemoryContext caller = MemoryContextSwitchTo(sm_delivery_cxt);
 	ListCell   *lc;
 
+	again_at = 0;
 	foreach(lc, branches)
 		refresh_branch(lfirst(lc));
 
@@ -133,17 +166,22 @@ sm_registry_reload(void)
 
 			if (lane_row->branch == NULL || strcmp(lane_row->branch, branch->id) != 0)
 				continue;
-			lane = find_lane(known, lane_row->lane_id);
-			branch->lanes = lappend(branch->lanes, lane ? lane : adopt_lane(lane_row, branch));
+			lane = take_lane(known, lane_row, branch);
+			if (lane != NULL)
+				branch->lanes = lappend(branch->lanes, lane);
 		}
 		list_free(known);
 	}
 	foreach(lc, lanes)
 	{
 		SmLaneRow  *row = lfirst(lc);
+		SmLane	   *lane;
 
-		if (row->branch == NULL && find_lane(sm_delivery_unregistered, row->lane_id) == NULL)
-			sm_delivery_unregistered = lappend(sm_delivery_unregistered, adopt_lane(row, NULL));
+		if (row->branch != NULL || find_lane(sm_delivery_unregistered, row->lane_id) != NULL)
+			continue;
+		lane = take_lane(NIL, row, NULL);
+		if (lane != NULL)
+			sm_delivery_unregistered = lappend(sm_delivery_unregistered, lane);
 	}
 	MemoryContextSwitchTo(caller);
 }

@@ -135,7 +135,7 @@ $$;
 COMMENT ON FUNCTION softmobile.add_branch_lanes(text) IS
 'Internal: gives a branch its lanes in the current epoch, and lanes that deliver what was captured for it while it was unregistered.';
 
--- A restore from a dump brings lanes by COPY, after the worker has begun.
+-- A restore from a dump brings lanes by COPY, after the worker has begun, and their branches and epochs before or after them.
 CREATE FUNCTION softmobile.follow_lanes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -145,8 +145,10 @@ BEGIN
 	RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION softmobile.follow_lanes() IS 'Trigger of outbox_lane: whoever knows the lanes reads them anew.';
+COMMENT ON FUNCTION softmobile.follow_lanes() IS 'Trigger of outbox_lane, outbox_epoch and branch: whoever knows the lanes reads them anew.';
 CREATE TRIGGER follow_lanes AFTER INSERT ON softmobile.outbox_lane FOR EACH STATEMENT EXECUTE FUNCTION softmobile.follow_lanes();
+CREATE TRIGGER follow_lanes AFTER INSERT ON softmobile.outbox_epoch FOR EACH STATEMENT EXECUTE FUNCTION softmobile.follow_lanes();
+CREATE TRIGGER follow_lanes AFTER INSERT ON softmobile.branch FOR EACH STATEMENT EXECUTE FUNCTION softmobile.follow_lanes();
 
 CREATE FUNCTION softmobile.open_epoch(why text) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -181,6 +183,7 @@ BEGIN
 	IF EXISTS (SELECT FROM softmobile.outbox_epoch e WHERE e.epoch_no = new.epoch_no) THEN
 		-- An hour ahead of the clock: above what else the dump may hold.
 		SELECT 2 * (max(e.epoch_no) / 2 + 3600) INTO above FROM softmobile.outbox_epoch e;
+		UPDATE softmobile.outbox_lane l SET epoch_no = above + l.epoch_no % 2 WHERE l.epoch_no / 2 = new.epoch_no / 2;
 		UPDATE softmobile.outbox_epoch e SET epoch_no = above + e.epoch_no % 2 WHERE e.epoch_no / 2 = new.epoch_no / 2;
 		PERFORM softmobile.lanes_changed();
 	END IF;
