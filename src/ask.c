@@ -22,6 +22,7 @@
 #include "http.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "sign.h"
 #include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -268,6 +269,8 @@ softmobile_ask_central(PG_FUNCTION_ARGS)
 		request.content_type = "application/json; charset=UTF-8";
 	}
 	problem = sm_endpoint_token(setting_now("softmobile.auth_token_file", sm_auth_token_file), &token);
+	if (problem == NULL && request.body != NULL)
+		problem = sm_sign_request(&request, NULL);
 	if (problem != NULL)
 	{
 		result.outcome = SM_HTTP_UNUSABLE;

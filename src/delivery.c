@@ -32,6 +32,7 @@
 #include "process.h"
 #include "request.h"
 #include "shmem.h"
+#include "sign.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -88,11 +89,13 @@ flush_wal(void)
 	XLogFlush(end);
 }
 
-static bool
+/* NULL, or why it cannot be sent now. */
+static const char *
 submit(SmBatch *batch, const char *token)
 {
 	SmBranch   *branch = batch->branch;
 	char		traceparent[SM_WIRE_TRACEPARENT_LEN];
+	const char *problem;
 	SmHttpRequest request = {
 		.method = "POST",
 		.url = psprintf("%s/events", batch->endpoint->url),
@@ -111,7 +114,10 @@ submit(SmBatch *batch, const char *token)
 	};
 
 	sm_wire_traceparent(traceparent, batch->trace_id);
-	return sm_http_submit(&request);
+	problem = sm_sign_request(&request, batch->key);
+	if (problem == NULL && !sm_http_submit(&request))
+		problem = "configuration: no further request is possible";
+	return problem;
 }
 
 /* Nothing is left to send: the session is over, unless its link has yet to be checked. */
@@ -257,25 +263,27 @@ submit_batches(List *batches)
 {
 	ListCell   *lc;
 	char	   *token;
-	const char *problem;
+	const char *token_problem;
 
 	if (batches == NIL)
 		return;
 	flush_wal();
-	problem = sm_endpoint_token(sm_auth_token_file, &token);
+	token_problem = sm_endpoint_token(sm_auth_token_file, &token);
 	foreach(lc, batches)
 	{
 		SmBatch    *batch = lfirst(lc);
 
+		const char *problem = token_problem ? token_problem : submit(batch, token);
+
 		batch->branch->force = false;
-		if (problem == NULL && submit(batch, token))
+		if (problem == NULL)
 		{
 			in_flight++;
 			continue;
 		}
 		batch->branch->in_flight = NULL;
 		sm_delivery_begin();
-		sm_answer_unsendable(batch, problem ? problem : "configuration: no further request is possible");
+		sm_answer_unsendable(batch, problem);
 		sm_session_commit();
 	}
 }

@@ -14,15 +14,12 @@
 #include "common/pg_prng.h"
 #include "delivery.h"
 #include "guc.h"
-#include "storage/fd.h"
+#include "secret.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /* First wait before a probe; doubles up to softmobile.probe_interval. */
 #define FIRST_PROBE_MS		500
-
-/* A token is a line of text, not a file of any size. */
-#define TOKEN_MAX			8192
 
 static List *endpoints = NIL;
 
@@ -157,8 +154,18 @@ typedef struct FileMark
 	struct timespec ctime;
 } FileMark;
 
-static FileMark token_mark;
-static char *token_path = NULL;
+/* The files without which central does not take a batch, as they were when last looked at. */
+typedef struct WatchedFile
+{
+	char	  **setting;
+	char	   *path;
+	FileMark	mark;
+} WatchedFile;
+
+static WatchedFile watched_files[] = {
+	{.setting = &sm_auth_token_file},
+	{.setting = &sm_signing_key_file},
+};
 
 static FileMark
 mark_file(const char *path)
@@ -186,22 +193,28 @@ same_mark(const FileMark *a, const FileMark *b)
 		a->ctime.tv_sec == b->ctime.tv_sec && a->ctime.tv_nsec == b->ctime.tv_nsec;
 }
 
-/* True when softmobile.auth_token_file is another file than at the last call. */
+/* True when the token or the signing keys are in another file than at the last call. */
 bool
 sm_endpoint_token_changed(void)
 {
-	FileMark	mark = mark_file(sm_auth_token_file);
-	bool		changed = token_path != NULL &&
-		(strcmp(token_path, sm_auth_token_file) != 0 || !same_mark(&mark, &token_mark));
+	bool		any = false;
 
-	if (token_path == NULL || changed)
+	for (int i = 0; i < lengthof(watched_files); i++)
 	{
-		if (token_path)
-			pfree(token_path);
-		token_path = MemoryContextStrdup(sm_delivery_cxt, sm_auth_token_file);
-		token_mark = mark;
+		WatchedFile *file = &watched_files[i];
+		FileMark	mark = mark_file(*file->setting);
+
+		if (file->path != NULL && strcmp(file->path, *file->setting) == 0 && same_mark(&mark, &file->mark))
+			continue;
+		if (file->path != NULL)
+		{
+			any = true;
+			pfree(file->path);
+		}
+		file->path = MemoryContextStrdup(sm_delivery_cxt, *file->setting);
+		file->mark = mark;
 	}
-	return changed;
+	return any;
 }
 
 /*
@@ -212,38 +225,20 @@ sm_endpoint_token_changed(void)
 const char *
 sm_endpoint_token(const char *path, char **token)
 {
-	struct stat st;
-	char		buf[TOKEN_MAX + 1];
-	const char *problem = NULL;
-	ssize_t		len = 0;
-	int			fd;
+	SmSecret	secret;
+	const char *problem;
 
 	*token = NULL;
 	if (path[0] == '\0')
 		return NULL;
-	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY | O_NONBLOCK);
-	if (fd < 0)
-		return errno == ENOENT ? "token: the file does not exist" : "token: the file cannot be read";
-	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
-		problem = "token: it is no regular file";
-	else if (st.st_mode & S_IRWXO)
-		problem = "token: the file can be read or written by everybody; chmod 600 it";
-	else if ((len = read(fd, buf, TOKEN_MAX + 1)) < 0)
-		problem = "token: the file cannot be read";
-	else if (len > TOKEN_MAX)
-		problem = "token: the file is too long";
-	CloseTransientFile(fd);
+	problem = sm_secret_read(path, "token", &secret);
 	if (problem != NULL)
 		return problem;
-
-	while (len > 0 && strchr(" \t\r\n", buf[len - 1]))
-		len--;
-	if (len == 0)
-		return "token: the file is empty";
-	for (ssize_t i = 0; i < len; i++)
-		if (buf[i] <= ' ' || buf[i] >= 0x7f)
-			return "token: the file holds more than one token";
-	*token = pnstrdup(buf, len);
-	explicit_bzero(buf, sizeof(buf));
-	return NULL;
+	for (ssize_t i = 0; i < secret.len && problem == NULL; i++)
+		if (secret.text[i] <= ' ' || secret.text[i] >= 0x7f)
+			problem = "token: the file holds more than one token";
+	if (problem == NULL)
+		*token = pstrdup(secret.text);
+	sm_secret_forget(&secret);
+	return problem;
 }

@@ -46,6 +46,7 @@
 
 char	   *sm_central_url = NULL;
 char	   *sm_auth_token_file = NULL;
+char	   *sm_signing_key_file = NULL;
 char	   *sm_ca_file = NULL;
 char	   *sm_client_cert_file = NULL;
 char	   *sm_client_key_file = NULL;
@@ -199,6 +200,11 @@ define_central(void)
 							   "File holding the bearer token for the central server.",
 							   "Must be readable by the server's user and by nobody else.",
 							   &sm_auth_token_file, "", PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("softmobile.signing_key_file",
+							   "File of the keys that requests are signed with.",
+							   "A key on each line, whsec_ and base64, the newest first. Must be readable by the server's user and by nobody else. Empty: no signatures.",
+							   &sm_signing_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   NULL, NULL, NULL);
 	DefineCustomStringVariable("softmobile.ca_file",
 							   "File of the certificate authorities that the central server is verified with.",

@@ -24,6 +24,7 @@ typedef enum SmCompression
 /* central: where events go and as whom */
 extern char *sm_central_url;
 extern char *sm_auth_token_file;
+extern char *sm_signing_key_file;
 extern char *sm_ca_file;
 extern char *sm_client_cert_file;
 extern char *sm_client_key_file;

@@ -371,6 +371,9 @@ add_headers(Request *r, const SmHttpRequest *request)
 	ADD("Authorization", "Bearer ", request->bearer, "");
 	ADD("Idempotency-Key", "\"", request->idempotency_key, "\"");
 	ADD("traceparent", "", request->traceparent, "");
+	ADD("webhook-id", "", request->webhook_id, "");
+	ADD("webhook-timestamp", "", request->webhook_timestamp, "");
+	ADD("webhook-signature", "", request->webhook_signature, "");
 	ADD("Accept", "", "application/json, application/problem+json, */*;q=0.1", "");
 	/* a compressed answer could unfold to any size */
 	ADD("Accept-Encoding", "", "identity", "");

@@ -38,6 +38,9 @@ typedef struct SmHttpRequest
 	const char *idempotency_key;	/* bare; sent as a quoted string */
 	const char *reason;			/* UTF-8; sent percent-encoded as X-Reason */
 	const char *traceparent;
+	const char *webhook_id;		/* these three as sign.c makes them */
+	const char *webhook_timestamp;
+	const char *webhook_signature;
 	int			connect_timeout_ms;
 	int			request_timeout_ms; /* whole request, name look-up included; single: without progress */
 	size_t		max_response;	/* a longer answer is SM_HTTP_PROTOCOL */

@@ -24,6 +24,7 @@ typedef struct Options
 	int			timeout;		/* seconds: one request, one statement */
 	const char *tls_cert;
 	const char *tls_key;
+	const char *signing_keys;	/* file; NULL: bodies need no signature */
 } Options;
 
 /* An answer to be sent: what the database returned, or a problem (RFC 9457). */
@@ -84,6 +85,15 @@ extern const char *body_problem(int status);
 extern Parameter body_data(const Body *body);
 extern size_t body_received(const Body *body);
 extern void body_free(Body *body);
+
+/* signature.c */
+typedef struct Signature Signature;
+
+extern bool signature_init(const Options *options);
+extern Signature *signature_begin(const char *id, const char *timestamp, const char *given);
+extern void signature_take(Signature *signature, const char *data, size_t size);
+extern bool signature_fits(Signature *signature);
+extern void signature_free(Signature *signature);
 
 /* clients.c: all but CLIENT_WAITS are limited to --timeout seconds, CLIENT_READS by the answer's size too */
 typedef enum ClientPhase

@@ -30,6 +30,7 @@ static const char usage[] =
 "  --timeout SECONDS             for a client to send, for the database to store (30)\n"
 "  --tls-cert FILE               certificate chain, PEM\n"
 "  --tls-key FILE                its private key, PEM\n"
+"  --signing-keys FILE           take signed bodies only: a key on each line, as branches have them\n"
 "  --help, --version\n";
 
 static int
@@ -104,6 +105,7 @@ parse_options(int argc, char **argv, Options *options)
 		{"timeout", required_argument, NULL, 't'},
 		{"tls-cert", required_argument, NULL, 'C'},
 		{"tls-key", required_argument, NULL, 'K'},
+		{"signing-keys", required_argument, NULL, 's'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'v'},
 		{NULL, 0, NULL, 0}
@@ -145,6 +147,9 @@ parse_options(int argc, char **argv, Options *options)
 				break;
 			case 'K':
 				options->tls_key = optarg;
+				break;
+			case 's':
+				options->signing_keys = optarg;
 				break;
 			case 'h':
 				fputs(usage, stdout);
@@ -190,7 +195,7 @@ main(int argc, char **argv)
 	sigaddset(&ending, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &ending, NULL);
 
-	if (!pool_start(&options) || !health_start(&options) || !server_start(&options, &port))
+	if (!signature_init(&options) || !pool_start(&options) || !health_start(&options) || !server_start(&options, &port))
 		return 1;
 	printf(strchr(options.host, ':') ? "listening on [%s]:%d\n" : "listening on %s:%d\n", options.host, port);
 	fflush(stdout);

@@ -60,6 +60,7 @@ typedef struct Request
 	struct timespec begun;
 	const Route *route;
 	Body	   *body;
+	Signature  *signature;		/* NULL: none is asked for */
 	unsigned char token_hash[SM_TOKEN_HASH_LEN];
 	Parameter	name;			/* these two of a ROUTE_NAMED, kept by libmicrohttpd */
 	Parameter	branch;
@@ -276,6 +277,27 @@ is_method_of(const Route *route, const char *method)
 }
 
 /*
+ * Where bodies are to be signed: begins to look at the signature.  The answer has status 0
+ * when nothing is wrong yet.
+ */
+static Answer
+begin_signature(struct MHD_Connection *connection, Request *request)
+{
+	Header		id = get_header(connection, "webhook-id");
+	Header		timestamp = get_header(connection, "webhook-timestamp");
+	Header		given = get_header(connection, "webhook-signature");
+
+	if (options->signing_keys == NULL)
+		return (Answer) {0};
+	if (id.count != 1 || timestamp.count != 1 || given.count != 1)
+		return answer_problem(401, "Bodies are to be signed: send webhook-id, webhook-timestamp and webhook-signature.");
+	request->signature = signature_begin(id.value, timestamp.value, given.value);
+	if (request->signature == NULL)
+		return answer_problem(503, "Signatures cannot be verified at the moment.");
+	return (Answer) {0};
+}
+
+/*
  * Checks all that the headers tell, the token included, so that nobody without one
  * can make the gateway keep a body.  The answer has status 0 when nothing is wrong.
  */
@@ -321,6 +343,9 @@ check_headers(struct MHD_Connection *connection, Request *request, const char *p
 	if (admission.problem)
 		return admission;
 	answer_free(&admission);
+	admission = begin_signature(connection, request);
+	if (admission.problem)
+		return admission;
 	request->body = body_create(gzip);
 	if (request->body == NULL)
 		return answer_problem(503, "Out of memory.");
@@ -390,6 +415,8 @@ finish_request(struct MHD_Connection *connection, Request *request)
 
 		if (status != 0)
 			return send_answer(connection, request, answer_problem(status, body_problem(status)));
+		if (request->signature != NULL && !signature_fits(request->signature))
+			return send_answer(connection, request, answer_problem(401, "The signature does not fit the body."));
 		parameters[1] = body_data(request->body);
 	}
 	else
@@ -432,6 +459,7 @@ handle_request(void *cls, struct MHD_Connection *connection, const char *path, c
 	}
 	if (*size == 0)
 		return request->answered ? MHD_YES : finish_request(connection, request);
+	signature_take(request->signature, data, *size);
 	if (request->body != NULL && (request->status = body_take(request->body, data, *size)) != 0)
 		return MHD_NO;
 	*size = 0;
@@ -486,6 +514,7 @@ end_request(void *cls, struct MHD_Connection *connection, void **state, enum MHD
 	client_begin(client, CLIENT_IDLE);
 	answer_free(&request->refusal);
 	body_free(request->body);
+	signature_free(request->signature);
 	free(request);
 	*state = NULL;
 	count_running(-1);

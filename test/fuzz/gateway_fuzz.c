@@ -3,7 +3,7 @@
  *		A fuzzer for what clients send to the gateway: path, method, headers,
  *		token, and a body in pieces, plain or compressed.
  *
- * A program for tests only.  server.c, body.c and problem.c, included below, run
+ * A program for tests only.  server.c, body.c, signature.c and problem.c, included below, run
  * as in the gateway, but this file calls them in libmicrohttpd's place, and
  * answers in the database's.  It holds them to what they promise: one answer to
  * each request, well-formed; the database asked only with a token, and for a body
@@ -29,6 +29,10 @@ static void check_log_line(const char *line);
 #define options body_options
 #include "body.c"
 #undef memory
+#undef options
+
+#define options signature_options
+#include "signature.c"
 #undef options
 
 #include "server.c"

@@ -58,7 +58,7 @@ ORDER BY v.name;
 CREATE TABLE contract_setting (name text, value text, context text);
 INSERT INTO contract_setting VALUES
 	('central_url', '', 'superuser'), ('branch_id', '', 'superuser'), ('reason', '', 'user'), ('auth_token_file', '', 'superuser'),
-	('ca_file', '', 'sighup'), ('client_cert_file', '', 'sighup'), ('client_key_file', '', 'sighup'), ('central_networks', '', 'sighup'),
+	('ca_file', '', 'sighup'), ('client_cert_file', '', 'sighup'), ('client_key_file', '', 'sighup'), ('signing_key_file', '', 'sighup'), ('central_networks', '', 'sighup'),
 	('sync_interval', '30min', 'sighup'), ('retry_interval', '10min', 'sighup'), ('probe_interval', '15s', 'sighup'), ('unknown_branch', 'register', 'sighup'), ('max_attempts', '5', 'sighup'),
 	('batch_max_events', NULL, 'sighup'), ('batch_max_bytes', NULL, 'sighup'), ('compression', 'gzip', 'sighup'), ('connect_timeout', '5s', 'sighup'), ('request_timeout', '30s', 'sighup'),
 	('worker_role', '', 'sighup'), ('retention', '30d', 'sighup'),
