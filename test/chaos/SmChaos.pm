@@ -397,6 +397,43 @@ sub report
 	return join("\n", @lines) . "\n";
 }
 
+# Of everything that is wrong the first few, for whoever looks for the cause.
+sub evidence
+{
+	my ($self) = @_;
+	my @asked = (
+		[ 'shop', 'waiting', q{SELECT id, branch_id, entity_type, entity_id, operation, status, attempt_count, last_attempt_at, error_message, created_at
+			FROM softmobile.sync_outbox WHERE status <> 'SENT' ORDER BY created_at LIMIT 20} ],
+		[ 'shop', 'worker', 'SELECT * FROM softmobile.worker_status()' ],
+		[ 'shop', 'lanes', q{SELECT lane_id, log_id, branch_id, priority, epoch_no, status, attempt_count, next_attempt_at, error_message
+			FROM softmobile.outbox_lane WHERE status <> 'idle'} ],
+		[ 'shop', 'not settled', q{SELECT lane_id, branch_id, priority, epoch_no, settled_all FROM softmobile.outbox_lane_state WHERE lane_id = log_id
+			AND branch_id IS NOT NULL AND settled_all <> '{}' AND settled_all <> int8multirange(int8range(1, upper(settled_all)))} ],
+		[ 'shop', 'exceptions', q{SELECT id, lane_id, seq, entity_id, kind, state, waits_for, error_message FROM softmobile.outbox_exception WHERE state IN ('failed', 'queued') LIMIT 20} ],
+		[ 'shop', 'not equal', q{SELECT b.branch_id, v.* FROM softmobile.branch b, softmobile.verify_delivery(b.branch_id) v WHERE NOT v.equal} ],
+		[ 'central', 'lost', q{SELECT * FROM chaos.truth t WHERE NOT EXISTS (SELECT FROM chaos.arrived a
+			WHERE (a.branch_id, a.entity_type, a.entity_id, a.op, a.stamp) = (t.branch_id, t.entity_type, t.entity_id, t.op, t.stamp)) ORDER BY n LIMIT 20} ],
+		[ 'central', 'never committed', q{SELECT * FROM chaos.arrived a WHERE NOT EXISTS (SELECT FROM chaos.truth t
+			WHERE (a.branch_id, a.entity_type, a.entity_id, a.op, a.stamp) = (t.branch_id, t.entity_type, t.entity_id, t.op, t.stamp)) LIMIT 20} ],
+		[ 'central', 'out of order', q{SELECT * FROM chaos.pair WHERE place <> place_at_central OR effect = 'older' LIMIT 20} ],
+		[ 'central', 'rows that differ', q{SELECT branch_id, entity_type, entity_id, b.row AS branch, p.row AS central, p.epoch_no, p.seq
+			FROM chaos.branch_row b FULL JOIN (SELECT * FROM softmobile.central_projection WHERE NOT deleted) p
+			USING (branch_id, entity_type, entity_id) WHERE b.row IS DISTINCT FROM p.row LIMIT 20} ],
+		[ 'central', 'forks', 'SELECT * FROM softmobile.central_forks LIMIT 20' ],
+		[ 'central', 'conflicts', 'SELECT * FROM softmobile.central_conflicts LIMIT 20' ]);
+	my $text = '';
+
+	foreach my $question (@asked)
+	{
+		my ($server, $name, $sql) = @$question;
+		my ($ok, $out, $err) = $self->{$server}->sql($sql, 120);
+
+		$out = $err unless $ok;
+		$text .= "-- $name\n" . join('', map { substr($_, 0, 400) . "\n" } split(/\n/, $out)) if $out ne '';
+	}
+	return $text . "-- the last of what happened\n" . join('', grep { defined } (split(/^/, _slurp("$self->{dir}/chaos.log")))[ -40 .. -1 ]);
+}
+
 sub stop
 {
 	my ($self) = @_;

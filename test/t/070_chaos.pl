@@ -26,7 +26,7 @@ my $campaign = SmChaos->new(
 	faults          => 45,
 	minutes         => 2,
 	pause           => 0.8);
-my $verdict = $campaign->run;
+my $verdict = eval { $campaign->run } || die($@, $campaign->evidence);
 
 note($campaign->report);
 cmp_ok($verdict->{committed}, '>', 1000, 'a shop sells while everything breaks: ' . $campaign->total . ' faults');
@@ -42,6 +42,6 @@ is($verdict->{lanes_not_settled}, 0, 'invariant 5: settled is one range');
 is($verdict->{exceptions}, 0, 'no event is left aside');
 is($verdict->{conflicts}, 0, 'no conflict');
 is($verdict->{forks}, 0, 'invariant 7: no number stands for two events');
-diag($campaign->report, "what happened is in $dir/chaos.log") if $campaign->wrong;
+diag($campaign->report, $campaign->evidence) if $campaign->wrong;
 $campaign->stop;
 done_testing();

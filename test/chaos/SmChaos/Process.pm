@@ -110,6 +110,7 @@ sub run_quiet
 END
 {
 	local $?;
+	local @SIG{qw(INT TERM)} = ('IGNORE') x 2;
 	foreach my $pid (grep { $running{$_} == $$ } keys %running)
 	{
 		my @below = keys %{ { children($pid) } };
