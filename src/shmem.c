@@ -452,7 +452,8 @@ sm_shmem_release(Oid dbid)
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	slot = find_slot(dbid);
-	Assert(slot != NULL && slot->holders > 0);
+	if (slot == NULL || slot->holders <= 0)
+		elog(ERROR, "database %u is not held", dbid);
 	slot->holders--;
 	slot->poked = true;
 	wake_launcher();
