@@ -394,7 +394,10 @@ BEGIN
 		CASE WHEN preloaded THEN 'softmobile is in shared_preload_libraries.' ELSE 'softmobile is not in shared_preload_libraries: no worker can run.' END,
 		'ALTER SYSTEM SET shared_preload_libraries = ''softmobile''; and restart the server.', 'preload', NULL);
 	RETURN NEXT softmobile.check_row('Worker running', w.running,
-		CASE WHEN w.running THEN format('Since %s.', date_trunc('second', w.started_at)) ELSE coalesce(w.detail, 'It is not running.') END,
+		CASE WHEN w.running THEN format('Since %s%s.', date_trunc('second', w.started_at),
+				(SELECT format(', as %s%s', r.rolname, CASE WHEN r.rolsuper THEN ', a superuser: softmobile.worker_role can name a role that may do less' END)
+					FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid WHERE a.pid = w.pid))
+			ELSE coalesce(w.detail, 'It is not running.') END,
 		'Events are kept meanwhile. If it does not come by itself, the server log says why.', 'worker', NULL);
 
 	SELECT string_agg(format('%s since %s', x.who, date_trunc('second', x.since)), ', ' ORDER BY x.since) INTO held

@@ -166,6 +166,18 @@ $shop->drains('and it goes on');
 is_deeply([ grep { /trap \d runs as/ } split /\n/, slurp_file($node->logfile, $log_offset) ], [], 'no trap has caught anybody of ours');
 
 # ---------------------------------------------------------------------------
+# The worker
+
+my $worker = q{SELECT detail FROM softmobile.offline_checklist('b1') WHERE code = 'worker'};
+like($shop->sql($worker), qr/^Since .*, as \w+, a superuser: softmobile\.worker_role can name/, 'the checklist tells of a worker that is a superuser');
+$shop->sql(q{CREATE ROLE courier LOGIN; SELECT softmobile.grant_role('courier', 'worker')});
+$shop->sql($_) for q{ALTER SYSTEM SET softmobile.worker_role = 'courier'}, 'SELECT pg_reload_conf()';
+$shop->comes_to(q{SELECT count(*) FROM pg_stat_activity a JOIN softmobile.worker_status() w USING (pid) WHERE a.usename = 'courier'}, 1, 'a role that may do less');
+like($shop->sql($worker), qr/^Since .*, as courier\.$/, 'and of one that is not');
+$shop->sell('b1', 'S-0');
+$shop->drains('it delivers');
+
+# ---------------------------------------------------------------------------
 # Where the worker may send
 
 sub reload
