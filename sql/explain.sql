@@ -70,6 +70,17 @@ SELECT told('A-8');
 SELECT told('A-9');
 SELECT told('A-10');
 SELECT told('A-11');
+-- a date without a time zone may be of either side of the moment when the table was attached
+BEGIN;
+CREATE TABLE slip (id integer PRIMARY KEY, folio text, sold_at timestamp);
+INSERT INTO slip VALUES (1, 'T-1', localtimestamp - interval '2 days');
+SELECT softmobile.attach('slip', 'slip', folio_column => 'folio', date_column => 'sold_at');
+SET LOCAL softmobile.enable_hybrid_prep = off;
+INSERT INTO slip VALUES (2, 'T-2', localtimestamp - interval '6 hours'), (3, 'T-3', localtimestamp + interval '1 day');
+SELECT told('T-1');
+SELECT told('T-2');
+SELECT told('T-3');
+ROLLBACK;
 -- the table has been attached for long, and the log begins later: purged
 BEGIN;
 UPDATE softmobile.captured_table SET attached_at = now() - interval '90 days';

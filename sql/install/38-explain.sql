@@ -226,19 +226,22 @@ AS $$
 DECLARE
 	attached_at timestamptz := (SELECT c.attached_at FROM softmobile.captured_table c WHERE c.relation = r.relation);
 	oldest timestamptz := softmobile.kept_since();
+	-- How far from the date column the moment may be that it means: its time zone, where it has none, is anybody's guess.
+	blur interval := CASE WHEN r.slack > interval '1 hour' THEN r.slack ELSE interval '0' END;
 	flag text := (SELECT 'softmobile.enable_' || t.flag FROM softmobile.outbox_entity t WHERE t.entity_no = r.entity_no);
 BEGIN
 	IF EXISTS (SELECT FROM softmobile.outbox_snapshot s WHERE s.root = r.relation) THEN
 		RETURN format('is in %s and has not been queued yet, which the worker is doing with the rows that were there when the table was attached', r.relation);
 	END IF;
-	IF r.at < attached_at THEN
+	IF r.at + blur < attached_at THEN
 		RETURN format('was in %s before the table was attached at %s, and was not queued then; only changes made to it since are sent', r.relation, softmobile.moment(attached_at));
 	END IF;
 	IF r.at < oldest OR r.at IS NULL AND attached_at < oldest THEN
 		RETURN format('is in %s, and its event has been purged%s: the log begins at %s, and what is older has been delivered to headquarters', r.relation,
 			CASE WHEN r.at IS NULL THEN ', or it was never captured' ELSE '' END, softmobile.moment(oldest));
 	END IF;
-	RETURN format('is in %s, but was not captured: %s; nothing will be sent until the row is changed', r.relation,
+	RETURN format('is in %s, but was not captured: %s%s; nothing will be sent until the row is changed', r.relation,
+		CASE WHEN (r.at - blur < attached_at) IS NOT FALSE THEN format('it was there before the table was attached at %s, or ', softmobile.moment(attached_at)) END,
 		CASE WHEN NOT current_setting(flag)::boolean THEN format('%s is off', flag)
 			WHEN EXISTS (SELECT FROM softmobile.tree_of(r.relation) AS t JOIN pg_trigger g ON g.tgrelid = t
 						 WHERE g.tgfoid = 'softmobile.capture()'::regprocedure AND g.tgenabled NOT IN ('O', 'A')) THEN 'the capture trigger of the table is disabled'
