@@ -50,7 +50,7 @@ $$;
 COMMENT ON FUNCTION softmobile.ask_central(text, text, text, text, bigint) IS
 'Internal: asks the central server of a branch. method GET or POST; path: with its slash, below central_url, percent-encoded; max_bytes: of the answer. round_trip includes connecting; server_time: the answer''s Date; certificate_until: end of the server certificate''s validity. Nothing that central or the link does is an error. Errors: 42704 unknown branch.';
 
-CREATE FUNCTION softmobile.answer_of(branch text, method text, path text, body text, max_bytes bigint) RETURNS json
+CREATE FUNCTION softmobile.answer_of(branch text, method text, path text, body text, max_bytes bigint) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -74,7 +74,7 @@ BEGIN
 	END IF;
 	BEGIN
 		IF r.status = 200 THEN
-			RETURN r.answer::json;
+			RETURN r.answer::jsonb;
 		END IF;
 		problem := coalesce(r.answer::jsonb ->> 'detail', r.answer::jsonb ->> 'title');
 	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
@@ -88,6 +88,7 @@ BEGIN
 			DETAIL = format('%s %s for branch "%s".', method, path, branch),
 			HINT = CASE WHEN r.status IN (401, 403) THEN 'Ask headquarters for a token of this branch, and put it into the file of softmobile.auth_token_file.'
 				WHEN r.status IN (404, 405) THEN 'This central server does not offer it, or softmobile.central_url is not its base URL.'
+				WHEN r.status < 400 THEN 'Check that softmobile.central_url is the central server, and not a portal or proxy in between.'
 				ELSE 'Nothing was changed. Try again later; headquarters'' log says more.' END;
 END
 $$;
@@ -96,12 +97,12 @@ COMMENT ON FUNCTION softmobile.answer_of(text, text, text, text, bigint) IS
 
 CREATE FUNCTION softmobile.ask_json(branch text, path text, question json) RETURNS jsonb
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN softmobile.answer_of(branch, 'POST', path, question::text, 67108864)::jsonb;
+RETURN softmobile.answer_of(branch, 'POST', path, question::text, 67108864);
 COMMENT ON FUNCTION softmobile.ask_json(text, text, json) IS 'Internal: POST; errors as answer_of().';
 
 CREATE FUNCTION softmobile.ask_json_get(branch text, path text, max_bytes bigint) RETURNS jsonb
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN softmobile.answer_of(branch, 'GET', path, NULL, max_bytes)::jsonb;
+RETURN softmobile.answer_of(branch, 'GET', path, NULL, max_bytes);
 COMMENT ON FUNCTION softmobile.ask_json_get(text, text, bigint) IS 'Internal: GET; errors as answer_of().';
 
 CREATE FUNCTION softmobile.event_digest(id uuid, entity_type text, entity_id text, operation text, actor text, reason text, data json) RETURNS text

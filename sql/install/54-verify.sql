@@ -71,6 +71,10 @@ BEGIN
 		RAISE EXCEPTION 'central''s answer names no lanes'
 			USING ERRCODE = 'protocol_violation', HINT = 'Check that softmobile.central_url is the central server, and that it is as new as this one.';
 	END IF;
+	IF EXISTS (SELECT FROM jsonb_array_elements(answer -> 'lanes') AS a WHERE a ->> 'epoch' IS NULL OR (a ->> 'lane' IN ('high', 'normal', 'low')) IS NOT TRUE) THEN
+		RAISE EXCEPTION 'central''s answer has a lane without a name'
+			USING ERRCODE = 'protocol_violation', HINT = 'Check that the central server is as new as this one.';
+	END IF;
 	RETURN QUERY
 		SELECT (a ->> 'epoch')::uuid, (a ->> 'epoch_no')::integer, a ->> 'lane', coalesce((a ->> 'received')::int8multirange, '{}'),
 			coalesce((a ->> 'void')::int8multirange, '{}'), coalesce((a ->> 'forks')::bigint, 0)
@@ -189,7 +193,7 @@ DECLARE
 BEGIN
 	IF branch IS NULL THEN
 		RAISE EXCEPTION 'no branch given'
-			USING ERRCODE = 'null_value_not_allowed', HINT = 'SELECT branch_id FROM softmobile.branch lists them.';
+			USING ERRCODE = 'null_value_not_allowed', HINT = 'SELECT branch_id FROM softmobile.sync_overview lists them.';
 	END IF;
 	PERFORM softmobile.known_branch(branch);
 	-- First what was sent, then what has arrived: more may arrive meanwhile.

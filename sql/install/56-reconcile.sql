@@ -204,7 +204,7 @@ AS $$
 BEGIN
 	RAISE EXCEPTION 'too much of "%" differs between branch "%" and central', q.entity_type, q.branch
 		USING ERRCODE = 'program_limit_exceeded', DETAIL = too_much.detail,
-			HINT = 'Compare fewer days. What central has lost, verify_delivery() finds and resend() sends; rows from before the table was attached are sent by attach(initial => ''snapshot'').';
+			HINT = 'Compare fewer days. What central has lost, verify_delivery() finds and resend() sends; rows from before the table was attached are sent by detach() and attach(initial => ''snapshot'').';
 END
 $$;
 COMMENT ON FUNCTION softmobile.too_much(softmobile.comparison, text) IS 'Internal: error 54000.';
@@ -520,7 +520,7 @@ DECLARE
 BEGIN
 	IF reconcile.branch IS NULL THEN
 		RAISE EXCEPTION 'no branch given'
-			USING ERRCODE = 'invalid_parameter_value', HINT = 'SELECT branch_id FROM softmobile.branch lists them.';
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'SELECT branch_id FROM softmobile.sync_overview lists them.';
 	END IF;
 	PERFORM softmobile.known_branch(reconcile.branch);
 	IF reconcile."from" IS NULL OR reconcile."to" IS NULL THEN

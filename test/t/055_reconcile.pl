@@ -188,12 +188,15 @@ like(refusal('b3'), qr/^0A000: /, 'a server that does not reconcile');
 my @spoilt = (
 	[ '<html>Welcome to the hotel</html>', qr/^08P01: /, 'a portal' ],
 	[ '{"status": "ok"}', qr/^08P01: .*not as documented/s, 'another answer' ],
+	[ '{"buckets": [{"bucket": 0, "rows": [{"entity_id": "\u0000", "values": {}}]}]}', qr/^08P01: /, 'a character that no text holds' ],
 	[ '{"buckets": [{"bucket": 1, "rows": []}]}', qr/^08P01: .*not as documented/s, 'a bucket that was not asked for' ]);
 foreach my $case (@spoilt)
 {
 	$receiver->route('POST /reconcile', status => 200, body => $case->[0]);
 	like(refusal('b3'), $case->[1], $case->[2]);
 }
+$receiver->route('POST /reconcile', status => 302, body => '', headers => { Location => 'http://login.example/' });
+like(refusal('b3'), qr/^08004: .*302.*HINT:  Check that softmobile\.central_url is the central server/s, 'a portal that leads elsewhere');
 $receiver->route('POST /reconcile', status => 503, body => '{"detail": "come back later"}');
 like(refusal('b3'), qr/^08004: .*503: come back later/s, 'a server in trouble');
 is($shop->sql("SELECT count(*) FROM softmobile.sync_history WHERE branch_id IN ('b3', 'b9') AND mode = 'manual'"), 0, 'none of them leaves anything');

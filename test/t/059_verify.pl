@@ -13,6 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::RecursiveCopy;
 use PostgreSQL::Test::Utils;
 use SmGateway;
+use SmReceiver;
 use SmShop;
 use Test::More;
 
@@ -133,6 +134,19 @@ is($shop->sql("SELECT softmobile.count_numbers(range_agg(unknown_here)) FROM sof
 
 refused("SELECT * FROM softmobile.verify_delivery('nowhere')", '42704', 'a branch that is not registered');
 refused("SELECT * FROM softmobile.verify_delivery(NULL)", '22004', 'no branch');
+my $receiver = SmReceiver->new;
+$shop->sql("SELECT softmobile.register_branch('b3', 'Norte', '" . $receiver->url . "')");
+foreach my $case (
+	[ '<html>Welcome to the hotel</html>', 'a portal' ],
+	[ '{"status": "ok"}', 'another answer' ],
+	[ '{"lanes": [1]}', 'a lane that is none' ],
+	[ '{"lanes": [{"epoch": "00000000-0000-7000-8000-000000000000", "lane": "express"}]}', 'a lane of another name' ],
+	[ '{"lanes": [{"epoch": "yesterday", "lane": "high"}]}', 'an epoch that is none' ],
+	[ '{"lanes": [{"epoch": "\u0000", "lane": "high"}]}', 'a character that no text holds' ])
+{
+	$receiver->route('POST /verify', status => 200, body => $case->[0]);
+	refused("SELECT * FROM softmobile.verify_delivery('b3')", '08P01', $case->[1]);
+}
 refused("SELECT * FROM softmobile.verify_delivery('b2')", '28000', 'a branch that the token may not speak for');
 stop_gateway($gateway);
 refused("SELECT * FROM softmobile.verify_delivery('b1')", '08006', 'no link');
