@@ -95,6 +95,12 @@ RESET softmobile.drop_undelivered;
 SELECT * FROM items('active', 'registered');
 SELECT softmobile.register_branch(b, b) FROM unnest('{S1, S7, S8}'::text[]) AS b \g /dev/null
 SELECT * FROM items('active', 'registered');
+-- Rows of a table without a branch column, and nobody has said whose they are.
+BEGIN;
+SET LOCAL softmobile.branch_id = '';
+SELECT softmobile.register_unknown_branches(ARRAY[current_database()::text]) \g /dev/null
+SELECT i.ok, replace(i.detail, current_database(), '<database>') AS detail, replace(i.hint, current_database(), '<database>') AS hint FROM items('registered') AS i;
+ROLLBACK;
 
 /* Printers. */
 
@@ -151,6 +157,12 @@ INSERT INTO softmobile.sync_session (branch_id, mode, status, finished_at, trigg
 SELECT * FROM items('previous_sync', 'sync_after');
 INSERT INTO softmobile.sync_session (branch_id, mode, status, finished_at, triggered_by, error_message) VALUES ('S1', 'manual', 'success', now(), 'ana', NULL);
 SELECT * FROM items('previous_sync', 'sync_after');
+-- Rows that were there when their table was attached, which the worker cannot read while the table is locked.
+BEGIN;
+INSERT INTO softmobile.outbox_snapshot (relation, end_block, root, branch_id, actor) VALUES ('sale', 1, 'sale', 'S1', 'ana');
+SELECT * FROM items('previous_sync');
+SELECT * FROM softmobile.prepare_queue('S1') WHERE step = 'queue';
+ROLLBACK;
 INSERT INTO softmobile.discrepancy (branch_id, kind, entity_type, entity_id, detail, session_id) VALUES ('S1', 'different', 'sale', '1', 'total', 1);
 SELECT * FROM items('discrepancies');
 -- An event of last week, which the trigger would have dated itself.

@@ -80,7 +80,7 @@ AS $$
 BEGIN
 	IF branch IS NULL THEN
 		RAISE EXCEPTION 'branch must not be null'
-			USING ERRCODE = 'null_value_not_allowed', HINT = 'SELECT branch_id FROM softmobile.branch lists the branches.';
+			USING ERRCODE = 'null_value_not_allowed', HINT = 'SELECT branch_id FROM softmobile.sync_overview lists the branches.';
 	END IF;
 	RETURN softmobile.known_branch(branch);
 END
@@ -137,6 +137,12 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.prepare_sync(text, interval) IS 'Internal: first step of prepare_offline(). Errors: those of sync_run() that the call itself is to blame for.';
 
+CREATE FUNCTION softmobile.rows_unqueued() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN (SELECT format('Rows that were there when their table was attached are not queued yet: %s.', string_agg(DISTINCT s.root::text, ', ' ORDER BY s.root::text))
+	FROM softmobile.outbox_snapshot s HAVING count(*) > 0);
+COMMENT ON FUNCTION softmobile.rows_unqueued() IS 'Internal: a sentence naming the tables of which attach(initial => ''snapshot'') has not queued all rows yet; NULL: there is none.';
+
 CREATE FUNCTION softmobile.prepare_queue(branch text) RETURNS TABLE (step text, ok boolean, detail text, hint text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,14 +150,17 @@ DECLARE
 	waiting bigint;
 	failed bigint;
 	conflicts bigint;
+	unqueued text := softmobile.rows_unqueued();
 BEGIN
 	SELECT coalesce(sum(s.pending), 0), coalesce(sum(s.failed), 0), coalesce(sum(s.conflicts), 0)
 	INTO waiting, failed, conflicts
 	FROM softmobile.sync_outbox_stats s WHERE s.branch_id = branch;
 	RETURN QUERY
-		SELECT 'queue', waiting + failed = 0,
-			CASE WHEN waiting + failed = 0 THEN 'Nothing waits.' ELSE format('Events waiting: %s, failed: %s.', waiting, failed) END,
-			CASE WHEN waiting + failed > 0 THEN 'SELECT * FROM softmobile.sync_outbox WHERE status <> ''SENT'' says which, and why.' END
+		SELECT 'queue', waiting + failed = 0 AND unqueued IS NULL,
+			CASE WHEN waiting + failed > 0 THEN format('Events waiting: %s, failed: %s.', waiting, failed) || coalesce(' ' || unqueued, '')
+				ELSE coalesce(unqueued, 'Nothing waits.') END,
+			CASE WHEN waiting + failed > 0 THEN 'SELECT * FROM softmobile.sync_outbox WHERE status <> ''SENT'' says which, and why.'
+				WHEN unqueued IS NOT NULL THEN 'The worker goes on queueing them, but not while their table is locked. Call prepare_offline() again.' END
 		UNION ALL
 		SELECT 'conflicts', conflicts = 0,
 			CASE WHEN conflicts = 0 THEN 'There is no conflict.' ELSE format('Events in conflict with what central holds: %s.', conflicts) END,

@@ -38,6 +38,7 @@ DECLARE
 	sync_interval interval := current_setting('softmobile.sync_interval')::interval;
 	retry_interval interval := current_setting('softmobile.retry_interval')::interval;
 	since timestamptz;
+	unqueued text := softmobile.rows_unqueued();
 BEGIN
 	SELECT coalesce(sum(s.pending), 0), coalesce(sum(s.failed), 0), coalesce(sum(s.conflicts), 0)
 	INTO waiting, failed, conflicts
@@ -47,12 +48,12 @@ BEGIN
 	SELECT * INTO succeeded FROM softmobile.sync_session s WHERE s.branch_id = branch AND s.status = 'success' ORDER BY s.id DESC LIMIT 1;
 	SELECT * INTO unsuccessful FROM softmobile.sync_session s WHERE s.branch_id = branch AND s.status = 'failed' ORDER BY s.id DESC LIMIT 1;
 
-	RETURN NEXT softmobile.check_row('Previous synchronisation completed and queue clean', latest.status = 'success' AND waiting + failed = 0,
+	RETURN NEXT softmobile.check_row('Previous synchronisation completed and queue clean', latest.status = 'success' AND waiting + failed = 0 AND unqueued IS NULL,
 		CASE WHEN latest.id IS NULL THEN 'This branch was never synchronised;'
 			WHEN latest.status = 'success' THEN format('The last session succeeded, %s ago;', softmobile.in_words(clock_timestamp() - latest.finished_at))
 			WHEN latest.status = 'running' THEN format('A session is running since %s;', date_trunc('second', latest.started_at))
 			ELSE format('The last session failed: %s;', coalesce(latest.error_message, 'no reason given')) END
-		|| format(' events waiting: %s, failed: %s.', waiting, failed),
+		|| format(' events waiting: %s, failed: %s.', waiting, failed) || coalesce(' ' || unqueued, ''),
 		format('SELECT * FROM softmobile.sync_run(%L);', branch),
 		'previous_sync', 1);
 
@@ -146,7 +147,7 @@ BEGIN
 				concat_ws(' ', CASE WHEN off THEN 'It is off.' END, 'It is set off for ' || elsewhere || '.',
 					coalesce('Changes made there of ' || lost || ' pass, but are not captured and never sent.', 'No attached table is of its group.'))
 				ELSE coalesce('Captured by it: ' || lost || '.', 'No attached table is of its group.') END,
-			'A superuser switches it on, in postgresql.conf or with ALTER DATABASE. What was changed meanwhile reaches central only by reconciliation.',
+			'A superuser switches it on, in postgresql.conf or with ALTER DATABASE. softmobile.reconcile() finds what was changed meanwhile; a row is sent when it is changed again.',
 			'flag_' || word, 2);
 	END LOOP;
 END
@@ -226,7 +227,7 @@ BEGIN
 		WHERE g.evtenabled IS DISTINCT FROM 'A') AS x;
 	RETURN NEXT softmobile.check_row('Capture is complete', faults IS NULL,
 		CASE WHEN faults IS NULL THEN 'All triggers of attached tables and of the log fire.' ELSE format('Found: %s.', faults) END,
-		'ALTER TABLE ... ENABLE TRIGGER, for the log ENABLE ALWAYS TRIGGER; a missing one comes back with softmobile.attach(). Reconcile what was changed meanwhile.',
+		'ALTER TABLE ... ENABLE TRIGGER, for the log ENABLE ALWAYS TRIGGER; a missing one comes back with softmobile.detach() and softmobile.attach(). Reconcile what was changed meanwhile.',
 		'triggers', NULL);
 
 	SELECT string_agg(x.place, ', ') INTO replica FROM (
@@ -309,16 +310,21 @@ DECLARE
 	health record;
 	list record;
 	up boolean;
+	page boolean;
+	ours boolean;
 	left_days numeric;
 	ahead interval;
 	encrypted boolean := coalesce(url ~* '^https:', false);
 	accepted timestamptz;
 BEGIN
 	SELECT * INTO health FROM softmobile.ask_central(branch, 'GET', '/health', NULL, 65536);
-	up := health.outcome = 'answered' AND health.status BETWEEN 200 AND 299;
+	-- A captive portal answers 200 to everything, with a web page.
+	page := health.outcome = 'answered' AND health.status BETWEEN 200 AND 299 AND coalesce(health.content_type ~* '^\s*(text/html|application/xhtml)', false);
+	up := health.outcome = 'answered' AND health.status BETWEEN 200 AND 299 AND NOT page;
 	ahead := health.server_time - (clock_timestamp() - health.round_trip / 2);
 	RETURN NEXT softmobile.check_row('Link to central up', up,
 		CASE WHEN up THEN format('Central answered within %s ms.', round(extract(epoch FROM health.round_trip) * 1000))
+			WHEN page THEN 'What answered is a web page, not central.'
 			WHEN health.outcome = 'answered' THEN format('Central answered %s.', health.status)
 			ELSE format('%s: %s.', health.outcome, coalesce(health.error, 'no reason given')) END,
 		CASE
@@ -334,9 +340,15 @@ BEGIN
 			SELECT max(b.settled_at) INTO accepted FROM softmobile.outbox_batch b JOIN softmobile.outbox_lane l USING (lane_id)
 			WHERE l.branch_id = branch AND b.kind = 'sent' AND b.settled_at > clock_timestamp() - interval '1 day';
 		END IF;
-		RETURN NEXT softmobile.check_row('Token valid', list.outcome = 'answered' AND (list.status = 200 OR accepted IS NOT NULL),
+		BEGIN
+			ours := list.status = 200 AND coalesce(jsonb_typeof(list.answer::jsonb -> 'resources') = 'array', false);
+		EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+			ours := false;
+		END;
+		RETURN NEXT softmobile.check_row('Token valid', list.outcome = 'answered' AND (ours OR accepted IS NOT NULL),
 			CASE WHEN list.outcome <> 'answered' THEN format('Not known: %s.', coalesce(list.error, list.outcome))
-				WHEN list.status = 200 THEN 'Central accepts it for this branch.'
+				WHEN ours THEN 'Central accepts it for this branch.'
+				WHEN list.status = 200 THEN 'Not known: what answered is not central''s list of reference data.'
 				WHEN accepted IS NOT NULL THEN format('Central accepted events %s ago.', softmobile.in_words(clock_timestamp() - accepted))
 				WHEN list.status IN (404, 405) THEN 'Not known: this central cannot be asked, and has accepted no events for a day.'
 				ELSE format('Central answered %s.', list.status) END,
@@ -420,13 +432,16 @@ AS $$
 DECLARE
 	is_active boolean := (SELECT b.active FROM softmobile.branch b WHERE b.branch_id = branch);
 	unregistered text := (SELECT string_agg(b.branch_id, ', ' ORDER BY b.branch_id) FROM softmobile.branch b WHERE b.registered_by = 'first sight');
+	own boolean := EXISTS (SELECT FROM softmobile.branch b WHERE b.registered_by = 'first sight' AND b.branch_id = current_database())
+		AND softmobile.database_setting('softmobile.branch_id') = '';
 BEGIN
 	RETURN NEXT softmobile.check_row('Branch active', is_active,
 		CASE WHEN is_active THEN 'Its events are sent.' ELSE 'Its events wait: it is not active.' END,
 		'softmobile.register_branch(..., active => true) switches it on.', 'active', NULL);
 	RETURN NEXT softmobile.check_row('All branches registered by hand', unregistered IS NULL,
 		CASE WHEN unregistered IS NULL THEN 'Nobody sells for a branch that is not known.' ELSE format('First seen in a row, and not registered since: %s.', unregistered) END,
-		'Register it with softmobile.register_branch() if it is one; else correct the rows that name it.', 'registered', NULL);
+		CASE WHEN own THEN format('Rows of tables without a branch column are of branch %1$L, as the database is called: ALTER DATABASE %1$I SET softmobile.branch_id = %2$L, if that is their branch.', current_database(), branch)
+			ELSE 'Register it with softmobile.register_branch() if it is one; else correct the rows that name it.' END, 'registered', NULL);
 END
 $$;
 COMMENT ON FUNCTION softmobile.check_branches(text, integer) IS 'Internal: items active and registered of the checklist.';

@@ -263,6 +263,12 @@ $shop->result_is(q{SELECT ok FROM softmobile.offline_preparation ORDER BY id DES
 
 $receiver->route('GET /reference', body => '<html>welcome</html>', type => 'text/html');
 like(prepare('r1'), qr/^reference\|f\|There is no list of what central offers: central's answer is not JSON/m, 'a captive portal');
+like(item('token', 'r1'), qr/^f\|Not known: what answered is not central's list/, '... says nothing of the token');
+like(item('link', 'r1'), qr/^t\|/, '... while what is asked for its health is central');
+$receiver->answer('raw', health => 'same', bytes => "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: 18\r\n\r\n<html>hello</html>");
+is(item('link', 'r1'), 'f|What answered is a web page, not central.', 'a portal that answers everything');
+like(item('token', 'r1'), qr/^f\|Not known: central did not answer/, '... nothing is known of the token');
+$receiver->answer('status', status => 503);
 $receiver->route('GET /reference', body => { resources => 'none' });
 like(prepare('r1'), qr/^reference\|f\|Central's list of reference data cannot be read\.$/m, 'a list that is none');
 $receiver->route('GET /reference', body => { resources => [ { name => 'doc', bytes => 'many', digest => '' } ] });
