@@ -163,6 +163,7 @@ CREATE ROLE regress_worker;
 SELECT softmobile.grant_role('regress_app', 'app'), softmobile.grant_role('regress_operator', 'operator'), softmobile.grant_role('regress_auditor', 'auditor'),
 	softmobile.grant_role('regress_worker', 'worker');
 SELECT * FROM failure($$SELECT softmobile.grant_role('regress_none', 'app')$$) \gx
+SELECT * FROM failure($$SELECT softmobile.grant_role(NULL, 'app')$$) \gx
 SELECT * FROM failure($$SELECT softmobile.grant_role('regress_app', 'boss')$$) \gx
 -- (a line each, so that a new right is a new line)
 \pset format unaligned

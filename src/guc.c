@@ -346,7 +346,7 @@ sm_guc_report_flags(void)
 			ereport(WARNING,
 					(errmsg("softmobile: changes of %s are not captured", flags[i].what),
 					 errdetail("The setting %s is off; such changes pass, and are never sent.", flags[i].name),
-					 errhint("Set it on; what was changed meanwhile reaches central only by reconciliation.")));
+					 errhint("Set it on. softmobile.reconcile() finds what was changed meanwhile; a row is sent when it is changed again.")));
 		reported[i] = !flags[i].enabled;
 	}
 }

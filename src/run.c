@@ -149,14 +149,16 @@ check_call(FunctionCallInfo fcinfo)
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("timeout must not be null")));
+				 errmsg("timeout must not be null"),
+				 errhint("Leave it out to wait for a minute at most.")));
 	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													   TimestampTzGetDatum(now),
 													   PG_GETARG_DATUM(1)));
 	if (deadline <= now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout must be positive")));
+				 errmsg("timeout must be positive"),
+				 errhint("Say how long to wait for the run, such as interval '60 s'.")));
 
 	if (RecoveryInProgress())
 		ereport(ERROR,
@@ -229,7 +231,7 @@ check_branch(const char *branch)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("branch \"%s\" does not exist", branch),
 				 nearest ? errhint("Perhaps you meant \"%s\".", nearest) :
-				 errhint("See table softmobile.branch; register_branch() adds one.")));
+				 errhint("SELECT branch_id FROM softmobile.sync_overview lists the branches; register_branch() adds one.")));
 	}
 	if (!DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 									&isnull)))

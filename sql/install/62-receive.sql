@@ -620,9 +620,9 @@ CREATE FUNCTION softmobile.grant_central(role name) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-	IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
+	IF role IS NULL OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
 		RAISE EXCEPTION 'role "%" does not exist', role
-			USING ERRCODE = 'undefined_object', HINT = 'Create it first: CREATE ROLE ' || quote_ident(role) || ' LOGIN.';
+			USING ERRCODE = 'undefined_object', HINT = coalesce('Create it first: CREATE ROLE ' || quote_ident(role) || ' LOGIN.', 'Name the role that the gateway connects as.');
 	END IF;
 	EXECUTE format('GRANT EXECUTE ON FUNCTION softmobile.central_admit(bytea), softmobile.central_receive(text, bytea),
 		softmobile.central_verify(text, bytea), softmobile.central_reconcile(text, bytea), softmobile.central_reference(bytea, text, text), softmobile.central_health() TO %I', role);

@@ -55,9 +55,9 @@ AS $$
 DECLARE
 	what text;
 BEGIN
-	IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
+	IF role IS NULL OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
 		RAISE EXCEPTION 'role "%" does not exist', role
-			USING ERRCODE = 'undefined_object', HINT = 'Create it first: CREATE ROLE ' || quote_ident(role) || '.';
+			USING ERRCODE = 'undefined_object', HINT = coalesce('Create it first: CREATE ROLE ' || quote_ident(role) || '.', 'Name the role that is to have the rights.');
 	END IF;
 	IF kind IS NULL OR kind NOT IN ('app', 'operator', 'auditor', 'worker') THEN
 		RAISE EXCEPTION 'unknown kind of role "%"', kind
