@@ -22,10 +22,10 @@ COMMENT ON COLUMN softmobile.outbox_verification.unknown IS 'Numbers that centra
 COMMENT ON COLUMN softmobile.outbox_verification.forks IS 'Numbers that reached central with two events: two servers send as this branch.';
 
 CREATE FUNCTION softmobile.lane_numbers(branch text) RETURNS TABLE (lane_id integer, log_id integer, epoch_no integer, epoch uuid, lane text, highest bigint,
-	sent int8multirange, void int8multirange)
+	sent int8multirange, void int8multirange, settled int8multirange)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-	SELECT l.lane_id, l.log_id, l.epoch_no, e.epoch, lower(l.priority), h.highest, l.settled_all - v.seqs - x.seqs, v.seqs
+	SELECT l.lane_id, l.log_id, l.epoch_no, e.epoch, lower(l.priority), h.highest, l.settled_all - v.seqs - x.seqs, v.seqs, l.settled_all
 	FROM softmobile.outbox_lane_state l
 		JOIN softmobile.outbox_epoch e USING (epoch_no)
 		-- The sequence of a lane that came with a dump is not there, but nobody writes to it either.
@@ -43,7 +43,21 @@ BEGIN ATOMIC
 	WHERE l.branch_id = branch;
 END;
 COMMENT ON FUNCTION softmobile.lane_numbers(text) IS
-'Internal: of each lane of a branch, the highest number used, the numbers that central acknowledged, and those that are void.';
+'Internal: of each lane of a branch, the highest number used, the numbers that central acknowledged, those that are void, and all that are settled.';
+
+-- Not by the highest number used: after a crash, a recovery to a point in time or a promotion the sequence stands up to 32 numbers
+-- further than the events do.
+CREATE FUNCTION softmobile.unknown_numbers(log integer, settled int8multirange, void int8multirange, received int8multirange) RETURNS int8multirange
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT c.seqs - coalesce(range_agg(int8range(o.seq, o.seq + 1)) FILTER (WHERE o.seq IS NOT NULL), '{}')
+	FROM (SELECT coalesce(received, '{}') - (coalesce(settled, '{}') - coalesce(void, '{}')) AS seqs) AS c
+		LEFT JOIN LATERAL unnest(c.seqs) AS r ON true
+		LEFT JOIN softmobile.outbox_event o ON o.lane_id = log AND o.seq >= lower(r) AND o.seq < upper(r)
+	GROUP BY c.seqs;
+END;
+COMMENT ON FUNCTION softmobile.unknown_numbers(integer, int8multirange, int8multirange, int8multirange) IS
+'Internal: which of the numbers that central received are no event of this database: neither settled, unless void, nor in the log.';
 
 CREATE FUNCTION softmobile.verify_question(branch text, after_batch bigint, OUT question json, OUT upto_batch bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -104,7 +118,7 @@ BEGIN
 		RETURN;
 	END;
 	SELECT coalesce(sum(softmobile.count_numbers(n.sent - coalesce(a.received, '{}'))), 0),
-		coalesce(sum(softmobile.count_numbers(a.received - coalesce(int8multirange(int8range(1, n.highest + 1)) - n.void, '{}'))), 0),
+		coalesce(sum(softmobile.count_numbers(softmobile.unknown_numbers(n.log_id, n.settled, n.void, a.received))), 0),
 		coalesce(sum(a.forks), 0),
 		min(format('central has number %s of lane %s, this database has used no more than %s', upper(a.received) - 1, a.lane, n.highest))
 			FILTER (WHERE n.epoch_no >= current_no AND upper(a.received) - 1 > n.highest)
@@ -210,11 +224,12 @@ BEGIN
 		FROM (
 			SELECT epoch, lane, coalesce(n.sent, '{}') AS sent, coalesce(n.void, '{}') AS void, coalesce(a.received, '{}') AS received,
 				coalesce(n.sent - coalesce(a.received, '{}'), '{}') AS missing,
-				coalesce(a.received - coalesce(int8multirange(int8range(1, n.highest + 1)) - n.void, '{}'), '{}') AS unknown,
+				softmobile.unknown_numbers(n.log_id, n.settled, n.void, a.received) AS unknown,
 				coalesce(a.void, '{}') AS void_there, coalesce(a.forks, 0) AS forks,
 				ARRAY(SELECT i::uuid FROM jsonb_array_elements_text(changed -> (epoch || ' ' || lane)) AS i) AS altered,
 				coalesce(n.epoch_no, a.epoch_no) AS epoch_no, o.opened_at
-			FROM jsonb_to_recordset(here) AS n (epoch uuid, lane text, epoch_no integer, highest bigint, sent int8multirange, void int8multirange)
+			FROM jsonb_to_recordset(here) AS n (epoch uuid, lane text, epoch_no integer, log_id integer, highest bigint, sent int8multirange, void int8multirange,
+					settled int8multirange)
 				FULL JOIN softmobile.lanes_of_answer(answer) AS a USING (epoch, lane)
 				LEFT JOIN softmobile.outbox_epoch o USING (epoch)
 			WHERE n.highest IS DISTINCT FROM 0 OR a.epoch_no IS NOT NULL) AS w
