@@ -35,7 +35,7 @@ bench: deps
 lint: deps
 	@test/tools/lint
 
-# Fuzzers of receipts and of the gateway's input, each for SECONDS, or EXECUTIONS if these are over first.
+# Fuzzers of receipts, of batches and of the gateway's input, each for SECONDS, or EXECUTIONS if these are over first.
 fuzz: deps
 	@test/tools/fuzz "$(or $(SECONDS),60)" "$(or $(EXECUTIONS),-1)"
 

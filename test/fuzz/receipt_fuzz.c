@@ -1,73 +1,10 @@
 /*
  * receipt_fuzz.c
  *		A fuzzer for what central answers: receipts and problem documents.
- *
- * A module for tests only.  run calls its one function in a single-user backend,
- * so that the code under test (wire_answer.c, included below) meets the server's
- * own jsonb, encodings, memory contexts and errors, not stand-ins for them; it
- * ends that process.  The code under test and this file are instrumented, the
- * server is not, so memory that the code under test allocates is fenced here.
- *
- * The first byte of an input chooses the size of the batch and how the rest is
- * read: as a body, or as words of which one is made, since random bytes seldom
- * get beyond the JSON parser.
  */
-#include "postgres.h"
+#include "backend_fuzz.h"
 
-#include <sanitizer/asan_interface.h>
-
-#include "catalog/pg_type.h"
-#include "fmgr.h"
-#include "mb/pg_wchar.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/memutils.h"
-
-#define FENCE		32
 #define MAX_EVENTS	4
-
-/* A reset callback takes the fence down: the server may use the memory again. */
-typedef struct Fence
-{
-	MemoryContextCallback callback;
-	char	   *start;
-} Fence;
-
-static void
-take_fence_down(void *arg)
-{
-	ASAN_UNPOISON_MEMORY_REGION(((Fence *) arg)->start, FENCE);
-}
-
-static void *
-fenced_palloc(Size size)
-{
-	Fence	   *fence = palloc(sizeof(Fence));
-	char	   *memory = palloc(size + FENCE);
-
-	fence->start = memory + size;
-	fence->callback.func = take_fence_down;
-	fence->callback.arg = fence;
-	ASAN_POISON_MEMORY_REGION(fence->start, FENCE);
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, &fence->callback);
-	return memory;
-}
-
-static void *
-fenced_palloc0(Size size)
-{
-	return memset(fenced_palloc(size), 0, size);
-}
-
-static char *
-fenced_pnstrdup(const char *text, Size len)
-{
-	Size		used = strnlen(text, len);
-	char	   *copy = memcpy(fenced_palloc(used + 1), text, used);
-
-	copy[used] = '\0';
-	return copy;
-}
 
 #define palloc fenced_palloc
 #define palloc0 fenced_palloc0
@@ -80,10 +17,7 @@ fenced_pnstrdup(const char *text, Size len)
 PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(receipt_fuzz);
 
-extern int	LLVMFuzzerRunDriver(int *argc, char ***argv, int (*callback) (const uint8_t *data, size_t size));
-
 static SmEvent events[MAX_EVENTS];
-static MemoryContext run_context;
 
 /* Words of receipts and of problem documents; byte n of an input is word n modulo their number. */
 static const char *const words[] = {
@@ -95,15 +29,6 @@ static const char *const words[] = {
 	"{\"accepted\":0,\"duplicates\":0,\"results\":[", "{\"accepted\":1,\"duplicates\":0,\"results\":[", "]}",
 	"{\"id\":\"01890000-0000-7000-8000-000000000000\",\"status\":\"conflict\"", "{\"id\":\"01890000-0000-7000-8000-000000000001\",\"status\":\"rejected\"",
 	"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",};
-
-static void
-check(bool holds, const char *what)
-{
-	if (holds)
-		return;
-	fprintf(stderr, "receipt_fuzz: not so: %s\n", what);
-	abort();
-}
 
 /* What goes into tables and logs. */
 static void
@@ -153,53 +78,35 @@ check_problem(const char *body, size_t len)
 	check_text(problem);
 }
 
+/* The first byte is the size of the batch, too. */
 static int
 run_one(const uint8_t *data, size_t size)
 {
 	MemoryContext caller;
-	StringInfoData made;
 	char	   *body;
-	int			n;
+	int			len;
 
 	if (size == 0)
 		return 0;
 	caller = MemoryContextSwitchTo(run_context);
-	n = data[0] % (MAX_EVENTS + 1);
-	initStringInfo(&made);
-	if (data[0] < 0x80)
-		appendBinaryStringInfo(&made, (const char *) data + 1, (int) size - 1);
-	else
-		for (size_t i = 1; i < size; i++)
-			appendStringInfoString(&made, words[data[i] % lengthof(words)]);
-	body = memcpy(fenced_palloc(made.len), made.data, made.len);
-	check_receipt(body, made.len, n);
-	check_problem(body, made.len);
+	body = make_body(data, size, words, lengthof(words), &len);
+	check_receipt(body, len, data[0] % (MAX_EVENTS + 1));
+	check_problem(body, len);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(run_context);
 	return 0;
 }
 
-/* receipt_fuzz(VARIADIC arguments of libFuzzer text[]): does not return */
+/* receipt_fuzz(VARIADIC arguments of libFuzzer text[]) */
 Datum
 receipt_fuzz(PG_FUNCTION_ARGS)
 {
-	Datum	   *elements;
-	int			nelements;
-	int			argc = 1;
-	char	  **argv;
-
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &nelements);
-	argv = palloc0((nelements + 2) * sizeof(char *));
-	argv[0] = "receipt_fuzz";
-	for (int i = 0; i < nelements; i++)
-		argv[argc++] = TextDatumGetCString(elements[i]);
-
-	run_context = AllocSetContextCreate(TopMemoryContext, "receipt_fuzz", ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < MAX_EVENTS; i++)
 	{
 		char		id[UUID_LEN] = {0x01, (char) 0x89, 0, 0, 0, 0, 0x70, 0, (char) 0x80, 0, 0, 0, 0, 0, 0, (char) i};
 
 		memcpy(events[i].id.data, id, UUID_LEN);
 	}
-	exit(LLVMFuzzerRunDriver(&argc, &argv, run_one));
+	run_fuzzer(PG_GETARG_ARRAYTYPE_P(0), run_one);
+	PG_RETURN_NULL();
 }

@@ -1,5 +1,5 @@
 # The fuzzers, for some seconds: receipts and problem documents as the worker reads
-# them, requests as the gateway does.  `make fuzz` runs them for longer.
+# them, batches as headquarters' database does, requests as the gateway does.  `make fuzz` runs them for longer.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ my $status = $? >> 8;
 plan skip_all => $output if $status == 77;
 
 # each: what the fuzzer's own line says
-like($output, qr/^$_: [1-9]\d* executions in \d+ s, nothing found$/m, "$_: nothing found") foreach qw(receipt_utf8 receipt_latin1 receipt_sql_ascii gateway);
+like($output, qr/^$_: [1-9]\d* executions in \d+ s, nothing found$/m, "$_: nothing found") foreach qw(receipt_utf8 receipt_latin1 receipt_sql_ascii batch_utf8 gateway);
 is($status, 0, 'status') or diag($output);
 
 done_testing();
