@@ -32,7 +32,7 @@ COMMENT ON COLUMN softmobile.outbox_tile.branch_id IS 'Only in unregistered lane
 COMMENT ON COLUMN softmobile.outbox_tile.amount IS 'Sum of the amounts, without deletions.';
 
 CREATE FUNCTION softmobile.tile_size() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 2048;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1024;
 COMMENT ON FUNCTION softmobile.tile_size() IS 'Internal: numbers in a block. Larger: more of the log is read for each lane; smaller: more tiles are.';
 
 CREATE FUNCTION softmobile.write_tiles(log integer, first_block bigint, last_block bigint) RETURNS void
@@ -58,9 +58,8 @@ COMMENT ON FUNCTION softmobile.write_tiles(integer, bigint, bigint) IS
 
 CREATE FUNCTION softmobile.count_range(log integer, first_seq bigint, last_seq bigint, branch text, settled int8multirange, failed int8multirange)
 RETURNS TABLE (entity_no integer, branch_id text, state "char", events bigint, amount numeric, oldest timestamptz, newest timestamptz)
-LANGUAGE sql STABLE ROWS 10 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
--- By index, whatever the planner thinks of the size of a range that it does not know.
-SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+LANGUAGE sql STABLE ROWS 10
+-- No SET, no SECURITY DEFINER: it becomes a part of the query that calls it, which is what makes hundreds of lanes cheap.
 AS $$
 	SELECT e.entity_no, e.branch_id,
 		CASE WHEN settled @> e.seq THEN 's' WHEN failed @> e.seq THEN 'f' ELSE 'p' END::"char",
@@ -74,7 +73,9 @@ COMMENT ON FUNCTION softmobile.count_range(integer, bigint, bigint, text, int8mu
 
 CREATE FUNCTION softmobile.outbox_counts()
 RETURNS TABLE (lane_id integer, branch_id text, priority text, entity_no integer, state "char", events bigint, amount numeric, oldest timestamptz, newest timestamptz)
-LANGUAGE sql STABLE ROWS 100 SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+LANGUAGE sql STABLE ROWS 100 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- By index, whatever the planner thinks of the size of ranges that it does not know.
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 	WITH lane AS MATERIALIZED (
 		SELECT l.lane_id, l.log_id, l.branch_id, l.priority, l.settled_all, l.failed,

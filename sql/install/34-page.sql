@@ -10,8 +10,8 @@
 CREATE FUNCTION softmobile.page_of_range(log integer, first_seq bigint, last_seq bigint, branch text, lane integer,
 	settled int8multirange, failed int8multirange, wanted "char", after_at timestamptz, after_id uuid, page_size integer)
 RETURNS TABLE (created_at timestamptz, id uuid, seq bigint, state "char")
-LANGUAGE sql STABLE ROWS 50 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+LANGUAGE sql STABLE ROWS 50
+-- No SET, no SECURITY DEFINER: it becomes a part of the query that calls it.
 AS $$
 	SELECT e.created_at, e.id, e.seq, s.state
 	FROM softmobile.outbox_event e
@@ -28,7 +28,8 @@ COMMENT ON FUNCTION softmobile.page_of_range(integer, bigint, bigint, text, inte
 
 CREATE FUNCTION softmobile.sync_outbox_page(status text DEFAULT NULL, branch text DEFAULT NULL, page_size integer DEFAULT 50, after uuid DEFAULT NULL)
 RETURNS SETOF softmobile.sync_outbox
-LANGUAGE plpgsql STABLE ROWS 50 SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+LANGUAGE plpgsql STABLE ROWS 50 SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

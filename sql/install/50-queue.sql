@@ -255,7 +255,7 @@ COMMENT ON FUNCTION softmobile.empty_segment(integer) IS 'Internal, for recycle_
 CREATE FUNCTION softmobile.recycle_segments(retention interval) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- Whoever reads a segment keeps it; nobody queues behind our attempt for longer than this.
-SET lock_timeout = '50ms'
+SET lock_timeout = '50ms' SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
 	cur softmobile.outbox_segment;
@@ -273,10 +273,13 @@ BEGIN
 
 	-- The oldest closed segment whose events are all delivered and old enough gives its disk back.
 	FOR old IN SELECT * FROM softmobile.outbox_segment s WHERE s.closed_at < now() - retention ORDER BY s.closed_at LIMIT 1 LOOP
+		-- Not event by event: whether there is one in what is open of each lane, and one of a branch that is not registered yet.
 		EXECUTE format(
-			'SELECT EXISTS (SELECT FROM softmobile.outbox_event_%1$s e WHERE NOT EXISTS ('
-			'SELECT FROM softmobile.outbox_lane_state l WHERE l.log_id = e.lane_id AND l.branch_id IS NOT NULL'
-			' AND (l.log_id = l.lane_id OR l.branch_id = e.branch_id) AND l.settled_all @> e.seq))', old.segment) INTO waiting;
+			'SELECT EXISTS (SELECT FROM softmobile.outbox_lane_state l CROSS JOIN LATERAL unnest(''{[1,)}''::int8multirange - l.settled_all) AS o (seqs)'
+			' WHERE l.branch_id IS NOT NULL AND EXISTS (SELECT FROM softmobile.outbox_event_%1$s e WHERE e.lane_id = l.log_id'
+			' AND e.seq >= lower(o.seqs) AND e.seq < coalesce(upper(o.seqs), 9223372036854775807) AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)))'
+			' OR EXISTS (SELECT FROM softmobile.outbox_lane u JOIN softmobile.outbox_event_%1$s e ON e.lane_id = u.lane_id WHERE u.branch_id IS NULL'
+			' AND NOT EXISTS (SELECT FROM softmobile.outbox_lane l WHERE l.log_id = u.lane_id AND l.branch_id = e.branch_id))', old.segment) INTO waiting;
 		IF NOT waiting THEN
 			BEGIN
 				PERFORM softmobile.empty_segment(old.segment);
