@@ -23,10 +23,10 @@
 /* Single events refused in a row, with none accepted, before the batch fails as a whole. */
 #define MAX_PARKED				8
 
-/* Round trips that make the next batch smaller or larger. */
+/* Requests that make the next batch smaller: they took long; or larger: they brought so much more. */
 #define SLOW_REQUEST_MS			5000
-#define QUICK_REQUEST_MS		1000
 #define LEAST_EVENTS			25
+#define BETTER_RATE				1.05
 
 typedef enum Decision
 {
@@ -313,13 +313,33 @@ settle_parked(SmBranch *branch, const SmEndpoint *endpoint)
 	}
 }
 
+/* rate: that of the line now, 0 when it carried nothing */
 static void
-adapt_size(SmBranch *branch, const SmHttpResult *result)
+carry_less(SmBranch *branch, double rate)
 {
+	branch->max_events = Max(LEAST_EVENTS, branch->max_events / 2);
+	branch->best_rate = rate;
+}
+
+/*
+ * How many events the next request may carry.  A line with a long round trip is
+ * used well only by requests that take long themselves; where the round trip is
+ * short, large ones bring nothing.  So a full request that brought clearly more
+ * events a second than any smaller one did makes the next larger.
+ */
+static void
+adapt_size(SmBranch *branch, const SmBatch *batch, const SmHttpResult *result)
+{
+	double		rate = batch->n / Max(result->total_ms, 1.0);
+
 	if (result->total_ms > SLOW_REQUEST_MS)
-		branch->max_events = Max(LEAST_EVENTS, branch->max_events / 2);
-	else if (result->total_ms < QUICK_REQUEST_MS)
-		branch->max_events = branch->max_events * 2;
+		carry_less(branch, rate);
+	else if (batch->n >= branch->max_events &&
+			 (branch->max_events < SM_USUAL_EVENTS || rate > branch->best_rate * BETTER_RATE))
+	{
+		branch->max_events *= 2;
+		branch->best_rate = Max(branch->best_rate, rate);
+	}
 	branch->max_events = Min(branch->max_events, sm_batch_max_events);
 }
 
@@ -348,7 +368,7 @@ settle(SmBatch *batch, const SmHttpResult *result, const SmReceipt *receipt)
 	endpoint->accepted += receipt->accepted + receipt->duplicates;
 	if (batch->lane)
 		batch->lane->not_before = 0;
-	adapt_size(branch, result);
+	adapt_size(branch, batch, result);
 	sm_batch_free(batch);
 	settle_parked(branch, endpoint);
 }
@@ -571,6 +591,10 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 		case DECIDE_OFFLINE:
 		case DECIDE_LATER:
 		case DECIDE_HOLD:
+			/* What the line can do is found out anew; a batch that is too large for it is built again, and split. */
+			branch->best_rate = 0;
+			if (result->total_ms > SLOW_REQUEST_MS)
+				carry_less(branch, 0);
 			fail_branch(batch, &answer);
 			break;
 		case DECIDE_HALVE:

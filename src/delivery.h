@@ -114,6 +114,9 @@ typedef enum SmVerify
 	SM_VERIFY_DONE				/* asked, or not to be had; again at verify_at */
 } SmVerify;
 
+/* Events of a request, until its line shows that more are better. */
+#define SM_USUAL_EVENTS		1000
+
 typedef struct SmBranch
 {
 	char	   *id;
@@ -130,6 +133,7 @@ typedef struct SmBranch
 	bool		checking;		/* a probe for sync_run() is in flight */
 	bool		checked;		/* and was answered */
 	int			max_events;		/* of the next batch; adapts to the link */
+	double		best_rate;		/* of full requests, in events a millisecond */
 	int			max_exceptions; /* of the next batch of exceptions; 0: as many as of others */
 	int			failures;		/* requests in a row that failed the branch */
 	TimestampTz not_before;		/* no attempt until then */

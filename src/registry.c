@@ -42,7 +42,7 @@ refresh_branch(const SmBranchRow *row)
 	{
 		branch = palloc0(sizeof(SmBranch));
 		branch->id = pstrdup(row->branch);
-		branch->max_events = sm_batch_max_events;
+		branch->max_events = Min(SM_USUAL_EVENTS, sm_batch_max_events);
 		branch->next_exception = sm_outbox_next_exception(row->branch);
 		sm_delivery_branches = lappend(sm_delivery_branches, branch);
 	}
