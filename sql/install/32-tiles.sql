@@ -60,14 +60,14 @@ CREATE FUNCTION softmobile.count_range(log integer, first_seq bigint, last_seq b
 RETURNS TABLE (entity_no integer, branch_id text, state "char", events bigint, amount numeric, oldest timestamptz, newest timestamptz)
 LANGUAGE sql STABLE ROWS 10
 -- No SET, no SECURITY DEFINER: it becomes a part of the query that calls it, which is what makes hundreds of lanes cheap.
-AS $$
+BEGIN ATOMIC
 	SELECT e.entity_no, e.branch_id,
 		CASE WHEN settled @> e.seq THEN 's' WHEN failed @> e.seq THEN 'f' ELSE 'p' END::"char",
 		count(*), sum(e.amount) FILTER (WHERE e.op <> 'd'), min(e.created_at), max(e.created_at)
 	FROM softmobile.outbox_event e
 	WHERE e.lane_id = log AND e.seq >= first_seq AND e.seq <= last_seq AND (branch IS NULL OR e.branch_id = branch)
-	GROUP BY 1, 2, 3
-$$;
+	GROUP BY 1, 2, 3;
+END;
 COMMENT ON FUNCTION softmobile.count_range(integer, bigint, bigint, text, int8multirange, int8multirange) IS
 'Internal, for outbox_counts(): counts the events of a range of numbers from the log. branch: only those of an unregistered branch.';
 

@@ -12,7 +12,7 @@ CREATE FUNCTION softmobile.page_of_range(log integer, first_seq bigint, last_seq
 RETURNS TABLE (created_at timestamptz, id uuid, seq bigint, state "char")
 LANGUAGE sql STABLE ROWS 50
 -- No SET, no SECURITY DEFINER: it becomes a part of the query that calls it.
-AS $$
+BEGIN ATOMIC
 	SELECT e.created_at, e.id, e.seq, s.state
 	FROM softmobile.outbox_event e
 		CROSS JOIN LATERAL (SELECT CASE WHEN settled @> e.seq THEN 's' WHEN failed @> e.seq THEN 'f' ELSE 'p' END::"char") AS s (state)
@@ -21,8 +21,8 @@ AS $$
 		AND (s.state <> 's' OR NOT EXISTS (SELECT FROM softmobile.outbox_exception x WHERE x.lane_id = lane AND x.seq = e.seq))
 		-- An unregistered lane's event is one of the lane of its branch, if that is there.
 		AND (lane <> log OR e.branch_id IS NULL OR NOT EXISTS (SELECT FROM softmobile.outbox_lane o WHERE o.branch_id = e.branch_id AND o.log_id = log))
-	ORDER BY e.created_at, e.id LIMIT page_size
-$$;
+	ORDER BY e.created_at, e.id LIMIT page_size;
+END;
 COMMENT ON FUNCTION softmobile.page_of_range(integer, bigint, bigint, text, integer, int8multirange, int8multirange, "char", timestamptz, uuid, integer) IS
 'Internal, for sync_outbox_page(): the oldest events of a range of numbers. wanted: p, f, s as in outbox_counts(), NULL any.';
 
