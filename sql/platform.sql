@@ -9,6 +9,7 @@ SET client_min_messages = warning;
 \pset tuples_only on
 SELECT * FROM failure($$SELECT * FROM softmobile.attach_softmobile('no_such_schema')$$);
 SELECT * FROM failure($$SELECT * FROM softmobile.attach_softmobile(NULL)$$);
+SELECT * FROM failure($$SELECT * FROM softmobile.attach_softmobile('shop', initial => 'all')$$);
 -- nothing of it is there
 SELECT * FROM softmobile.attach_softmobile();
 SELECT count(*) FROM softmobile.captured_table;
@@ -73,8 +74,10 @@ SELECT table_name, attached, detail FROM softmobile.attach_softmobile('Otra tien
 -- rolled back with its transaction
 CREATE SCHEMA third;
 CREATE TABLE third.ventas (id integer PRIMARY KEY);
+INSERT INTO third.ventas VALUES (1);
 BEGIN;
-SELECT attached, detail FROM softmobile.attach_softmobile('third') WHERE table_name = 'third.ventas';
+SELECT attached, detail FROM softmobile.attach_softmobile('third', initial => 'snapshot') WHERE table_name = 'third.ventas';
+SELECT root, end_block FROM softmobile.outbox_snapshot;
 ROLLBACK;
 SELECT count(*) FROM softmobile.captured_table WHERE relation = 'third.ventas'::regclass;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'third.ventas'::regclass;

@@ -51,7 +51,7 @@ END;
 COMMENT ON FUNCTION softmobile.platform_column(regclass, text) IS 'Internal: the column of a platform table that serves a purpose; NULL: none has a known name and a fitting type.';
 
 -- The lock timeout is below the usual deadlock_timeout: where this call and a sale wait for each other, this call gives up.
-CREATE FUNCTION softmobile.attach_softmobile(schema name DEFAULT 'public') RETURNS TABLE (table_name text, entity_type text, priority text, attached boolean, detail text)
+CREATE FUNCTION softmobile.attach_softmobile(schema name DEFAULT 'public', initial text DEFAULT 'none') RETURNS TABLE (table_name text, entity_type text, priority text, attached boolean, detail text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms'
 AS $$
 #variable_conflict use_column
@@ -68,6 +68,10 @@ BEGIN
 	IF NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = schema) THEN
 		RAISE EXCEPTION 'schema "%" does not exist', schema
 			USING ERRCODE = 'invalid_schema_name', HINT = 'Name the schema of the platform''s tables: softmobile.attach_softmobile(schema => ''...'').';
+	END IF;
+	IF initial IS NULL OR initial NOT IN ('none', 'snapshot') THEN
+		RAISE EXCEPTION 'unknown value "%" for initial', initial
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Use ''none'', or ''snapshot'' to queue the rows that are there.';
 	END IF;
 	FOR t IN SELECT * FROM softmobile.platform_tables() ORDER BY place LOOP
 		table_name := format('%I.%I', schema, t.table_name);
@@ -101,10 +105,10 @@ BEGIN
 					branch_fallback_column => CASE WHEN branch IS NOT NULL THEN fallback END,
 					reason_column => (found ->> 'reason')::name, folio_column => (found ->> 'folio')::name,
 					amount_column => (found ->> 'amount')::name, date_column => (found ->> 'date')::name,
-					sku_column => (found ->> 'sku')::name, quantity_column => (found ->> 'quantity')::name);
+					sku_column => (found ->> 'sku')::name, quantity_column => (found ->> 'quantity')::name, initial => initial);
 				attached := true;
 				detail := 'attached: branch = ' || coalesce(nullif(concat_ws(' or ', branch, fallback), ''),
-						format('softmobile.branch_id (%s)', coalesce(nullif(current_setting('softmobile.branch_id'), ''), 'not set')))
+						format('softmobile.branch_id (%s)', coalesce(nullif(current_setting('softmobile.branch_id'), ''), 'not set: the name of the database')))
 					|| coalesce((SELECT ', ' || string_agg(format('%s = %s', f.key, f.value), ', ' ORDER BY f.key) FROM jsonb_each_text(found) AS f WHERE f.value IS NOT NULL), '')
 					|| coalesce((SELECT '; no column known for ' || string_agg(f.key, ', ' ORDER BY f.key) FROM jsonb_each_text(found) AS f WHERE f.value IS NULL), '');
 			EXCEPTION
@@ -121,5 +125,5 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION softmobile.attach_softmobile(name) IS
-'Attaches every table of the original platform that is in the schema, with its entity type, priority and the columns that have a known name: one row for each table, saying what was done, or skipped and why. A table that cannot be attached is left as it was, and the others go on; a second call attaches the rest. Waits half a second at most for a table that is being written. Error: 3F000 no such schema.';
+COMMENT ON FUNCTION softmobile.attach_softmobile(name, text) IS
+'Attaches every table of the original platform that is in the schema, with its entity type, priority and the columns that have a known name: one row for each table, saying what was done, or skipped and why. A table that cannot be attached is left as it was, and the others go on; a second call attaches the rest. initial ''snapshot'' also queues the rows that are there, LOW; else headquarters learns of them when they change. Waits half a second at most for a table that is being written. Errors: 3F000 no such schema, 22023 value.';

@@ -10,7 +10,7 @@ INSERT INTO contract_function VALUES
 	('register_branch', 'branch_id text, name text, central_url text DEFAULT NULL::text, active boolean DEFAULT true, receipts text DEFAULT ''required''::text', 'void'),
 	('attach', '"table" regclass, entity_type text, key text[] DEFAULT NULL::text[], branch_column name DEFAULT NULL::name, priority text DEFAULT NULL::text, require_reason boolean DEFAULT true, reason_column name DEFAULT NULL::name, folio_column name DEFAULT NULL::name, amount_column name DEFAULT NULL::name, initial text DEFAULT ''none''::text, branch_fallback_column name DEFAULT NULL::name, date_column name DEFAULT NULL::name, sku_column name DEFAULT NULL::name, quantity_column name DEFAULT NULL::name', 'void'),
 	('detach', '"table" regclass', 'void'),
-	('attach_softmobile', 'schema name DEFAULT ''public''::name', NULL),
+	('attach_softmobile', 'schema name DEFAULT ''public''::name, initial text DEFAULT ''none''::text', NULL),
 	('set_reason', 'reason text', 'void'),
 	('current_reason', '', 'text'),
 	('sync_run', 'branch text DEFAULT NULL::text, timeout interval DEFAULT ''00:01:00''::interval', 'SETOF softmobile.sync_history'),
