@@ -21,6 +21,7 @@ use Time::HiRes qw(usleep);
 my @tables = (
 	'CREATE TABLE sucursales (id text PRIMARY KEY, nombre text)',
 	'CREATE TABLE ventas (id integer PRIMARY KEY, sucursal_id text, folio text, total numeric(12, 2), fecha timestamptz NOT NULL DEFAULT now())',
+	'CREATE TABLE detalle_ventas (id integer PRIMARY KEY, venta_id integer, sku text, cantidad integer)',
 	'CREATE TABLE devices (id integer PRIMARY KEY, store_id text, sku text, quantity integer)',
 	'CREATE TABLE inventory_movements (id integer PRIMARY KEY, store_id text, sku text, quantity integer, created_at timestamptz NOT NULL DEFAULT now())',
 	'CREATE TABLE notas (id integer PRIMARY KEY, sucursal_id text, folio text, total numeric(12, 2))',
