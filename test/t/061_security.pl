@@ -64,8 +64,10 @@ $shop->sql('CREATE ROLE planter LOGIN; CREATE ROLE mighty');
 is(installing_after(), '', 'an empty database');
 is($node->safe_psql('planted', q{SET client_encoding = 'LATIN1'; DROP EXTENSION softmobile; CREATE EXTENSION softmobile; SHOW search_path; SHOW client_encoding}),
 	qq{"\$user", public\nLATIN1}, 'the script leaves the settings of the session alone');
-like(installing_after('CREATE SCHEMA softmobile AUTHORIZATION planter'), qr/schema softmobile belongs to planter, who is no superuser.*HINT:  DROP SCHEMA/s,
+like(installing_after('CREATE SCHEMA softmobile AUTHORIZATION planter'), qr/^\S+ WARNING:  schema softmobile belonged to planter, who is no superuser\nDETAIL:  It belongs to \w+ now/,
 	'a schema of somebody else');
+is($node->safe_psql('planted', q{SELECT r.rolsuper, has_schema_privilege('planter', 'softmobile', 'CREATE') FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner WHERE n.nspname = 'softmobile'}),
+	't|f', 'is taken from him');
 like(installing_after('CREATE SCHEMA softmobile', 'GRANT CREATE ON SCHEMA softmobile TO planter'), qr/role planter may create objects in schema softmobile.*HINT:  REVOKE CREATE/s,
 	'one that somebody may create in');
 like(installing_after('CREATE SCHEMA softmobile', 'GRANT CREATE ON SCHEMA softmobile TO PUBLIC'), qr/everybody may create objects in schema softmobile/, 'or everybody');
@@ -78,12 +80,13 @@ for my $case (
 	[ 'a type'                      => 'CREATE TYPE softmobile.text AS (t integer)' ],
 	[ 'a domain'                    => 'CREATE DOMAIN softmobile.d AS text' ],
 	[ 'an operator'                 => 'CREATE OPERATOR softmobile.= (LEFTARG = text, RIGHTARG = name, FUNCTION = pg_catalog.texteqname)' ],
-	[ 'a collation'                 => 'CREATE COLLATION softmobile."C" FROM "POSIX"' ],
-	[ 'a sequence'                  => 'CREATE SEQUENCE softmobile.lane_1_seq' ])
+	[ 'a collation'                 => 'CREATE COLLATION softmobile."C" FROM "POSIX"' ])
 {
 	my ($name, $command) = @$case;
-	like(installing_after('CREATE SCHEMA softmobile', $command), qr/schema softmobile is not empty.*HINT/s, "$name in the schema");
+	like(installing_after('CREATE SCHEMA softmobile', 'GRANT CREATE, USAGE ON SCHEMA softmobile TO planter', 'SET ROLE planter', $command, 'RESET ROLE', 'REVOKE ALL ON SCHEMA softmobile FROM planter'),
+		qr/schema softmobile holds objects of others\nDETAIL:  \w.* softmobile.* belongs to planter\.\nHINT/, "$name in the schema");
 }
+is(installing_after('CREATE SCHEMA softmobile', 'CREATE SEQUENCE softmobile.lane_1_seq', 'CREATE VIEW softmobile.mine AS SELECT 1'), '', 'what a superuser has left there is no trap');
 is(installing_after('CREATE SCHEMA softmobile'), '', 'an empty schema is as good as none');
 
 # What is planted in public, where everybody may create here, is not found.
