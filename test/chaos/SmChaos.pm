@@ -307,7 +307,7 @@ sub conclude
 	$self->note('all is healed');
 	$self->{load}->tend;
 	sleep 2;
-	$self->{load}->pause;
+	$self->{load}->pause or die "somebody still sells\n";
 	$shop->must(SmChaos::Load::prepared_ended('true'));
 	$shop->must("SET softmobile.reason = 'Cierre';\n" . attach_catalogue());
 	$self->note('nobody sells any more');

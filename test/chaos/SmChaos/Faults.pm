@@ -122,6 +122,19 @@ server_stop('kill -9 of the postmaster', 'branch', 'shop', 4, 'KILL');
 server_stop('fast stop',                 'branch', 'shop', 3, 'INT');
 server_stop('immediate stop',            'branch', 'shop', 4, 'QUIT');
 
+fault('killed again while it starts', 'branch', 2, sub {
+	my ($c, $u, $v) = @_;
+	my $shop = $c->{shop};
+	return undef unless $shop->is_ready;
+	foreach my $after (0, between(0.05, 0.6, $u), between(0.05, 1.5, $v))
+	{
+		sleep($after);
+		$shop->stop('KILL');
+		$shop->start;
+	}
+	return {};
+});
+
 fault('power loss', 'branch', 5, sub {
 	my ($c, $u) = @_;
 	return undef unless $c->{shop}->is_ready;
@@ -133,7 +146,11 @@ fault('two worker generations', 'branch', 2, sub {
 	my ($c, $u) = @_;
 	# rows that are being queued would get numbers on both sides: that is a fork, and none of ours to judge
 	return undef unless $c->{shop}->is_ready && ($c->{shop}->sql('SELECT count(*) FROM softmobile.outbox_snapshot') // 1) == 0;
-	$c->{load}->pause;
+	if (!$c->{load}->pause)
+	{
+		$c->{load}->resume;
+		return undef;
+	}
 	my ($go_on, $end) = $c->{shop}->copy_running;
 	$go_on->();
 	$c->{load}->resume;
@@ -186,6 +203,13 @@ fault("central's power loss", 'central', 2, sub {
 	return undef unless $c->{central}->is_ready;
 	$c->{central}->lose_power;
 	return { seconds => between(0, 1, $u), heal => sub { $c->{central}->start } };
+});
+
+fault("central's inbox locked", 'central', 2, sub {
+	my ($c, $u) = @_;
+	return undef unless $c->{central}->is_ready;
+	$c->{load}->in_background('locker', sprintf("BEGIN; LOCK TABLE softmobile.central_inbox; SELECT pg_sleep(%.1f); COMMIT;\n", between(0.5, 7, $u)), 'postgres', $c->{central});
+	return {};
 });
 
 fault("central's disk full", 'central', 2, sub {
@@ -260,6 +284,10 @@ operation('priority changed', 1, q{DO $$
 			FROM softmobile.outbox_entity e WHERE e.entity_type = 'draft';
 		END IF;
 	END $$});
+operation('a report is read slowly', 1, sub { sprintf("BEGIN; SELECT count(*) FROM softmobile.sync_outbox; SELECT pg_sleep(%.1f); COMMIT", between(1, 10, $_[0])) });
+operation('VACUUM FULL, REINDEX',    1, sub {
+	return ((map { "VACUUM FULL softmobile.$_" } qw(outbox_lane outbox_batch outbox_exception)), (map { "REINDEX TABLE softmobile.outbox_event_$_" } 1 .. 4))[ int($_[0] * 7) ];
+});
 operation('verify_delivery()', 1, "SELECT count(*) FROM softmobile.verify_delivery('b3')");
 
 1;

@@ -46,12 +46,13 @@ sub tend
 	return;
 }
 
+# SQL in a session of its own; one of each name at a time.
 sub in_background
 {
-	my ($self, $name, $sql, $user) = @_;
-	my $server = $self->{server};
+	my ($self, $name, $sql, $user, $server) = @_;
 	my $file = "$self->{dir}/$name.sql";
 
+	$server //= $self->{server};
 	end_process($self->{running}{$name}{pid}, 'KILL');
 
 	open(my $fh, '>', $file) or die $!;
@@ -104,8 +105,7 @@ sub pause
 
 	$self->{paused} = 1;
 	foreach my $state (values %{ $self->{running} }) { end_process($state->{pid}, 'KILL'); }
-	SmChaos::Process::wait_for(25, sub { !$self->{server}->processes(qr/^postgres: seller /) });
-	return;
+	return SmChaos::Process::wait_for(25, sub { $self->{server}->processes(qr/^postgres: (seller|postgres) /) == 0 });
 }
 
 sub resume { $_[0]{paused} = 0; return; }

@@ -112,7 +112,8 @@ sub processes
 	my ($self, $pattern) = @_;
 	return () unless is_alive($self->{pid});
 	my %children = children($self->{pid});
-	return sort { $a <=> $b } grep { !defined $pattern || $children{$_} =~ $pattern } keys %children;
+	my @pids = sort { $a <=> $b } grep { !defined $pattern || $children{$_} =~ $pattern } keys %children;
+	return @pids;
 }
 
 # One of them, chosen by a number from 0 to 1, gets a signal; false when there is none.
@@ -130,6 +131,7 @@ sub stop
 
 	$self->{wanted} = 0;
 	end_process($self->{pid}, $signal, $patience // 30);
+	$self->{started} = 0;
 	return;
 }
 
