@@ -24,6 +24,7 @@
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -118,6 +119,7 @@ run_fuzzer(ArrayType *arguments, int (*run_one) (const uint8_t *data, size_t siz
 	for (int i = 0; i < nelements; i++)
 		argv[argc++] = TextDatumGetCString(elements[i]);
 	run_context = AllocSetContextCreate(TopMemoryContext, "fuzz", ALLOCSET_DEFAULT_SIZES);
+	(void) set_stack_base();	/* a single-user backend of PostgreSQL 15 does not watch its stack */
 	exit(LLVMFuzzerRunDriver(&argc, &argv, run_one));
 }
 
