@@ -37,6 +37,7 @@ refresh_branch(const SmBranchRow *row)
 {
 	SmBranch   *branch = sm_registry_find(row->branch);
 	const char *url = row->central_url ? row->central_url : sm_central_url;
+	SmEndpoint *endpoint = url[0] == '\0' ? NULL : sm_endpoint_find(url);
 
 	if (branch == NULL)
 	{
@@ -48,7 +49,9 @@ refresh_branch(const SmBranchRow *row)
 	}
 	branch->active = row->active;
 	branch->receipts = row->receipts;
-	branch->endpoint = url[0] == '\0' ? NULL : sm_endpoint_find(url);
+	if (branch->endpoint != endpoint)
+		branch->best_rate = 0;	/* it is another line */
+	branch->endpoint = endpoint;
 	branch->not_before = 0;
 }
 

@@ -70,7 +70,10 @@ sm_requeue_link_back(SmEndpoint *endpoint)
 	{
 		SmBranch   *branch = lfirst(lc);
 
-		if (branch->endpoint == endpoint && branch->in_flight == NULL)
+		if (branch->endpoint != endpoint)
+			continue;
+		branch->best_rate = 0;	/* it may be another line */
+		if (branch->in_flight == NULL)
 			requeue_automatically(branch, "the link is back");
 	}
 }
