@@ -22,7 +22,6 @@
 #include "access/tableam.h"
 #include "capture.h"
 #include "captured.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/trigger.h"
 #include "encode.h"
@@ -147,17 +146,13 @@ static Datum
 amount_of(SmCaptured *captured, TupleTableSlot *slot, bool *present)
 {
 	StringInfoData text;
-	Oid			typid;
 	bool		isnull;
-	Datum		value;
 
 	*present = captured->amount != 0 && !slot_attisnull(slot, captured->amount);
 	if (!*present)
 		return (Datum) 0;
-	typid = getBaseType(TupleDescAttr(slot->tts_tupleDescriptor, captured->amount - 1)->atttypid);
-	value = slot_getattr(slot, captured->amount, &isnull);
-	if (typid == NUMERICOID)
-		return value;
+	if (captured->amount_is_numeric)
+		return slot_getattr(slot, captured->amount, &isnull);
 	initStringInfo(&text);
 	sm_encode_text(captured->encoder, slot, captured->amount, &text);
 	return DirectFunctionCall3(numeric_in, CStringGetDatum(text.data), ObjectIdGetDatum(InvalidOid),
@@ -200,6 +195,7 @@ append_event(SmCaptured *captured, char op, TupleTableSlot *new, TupleTableSlot 
 	event.amount = amount_of(captured, row, &event.has_amount);
 
 	initStringInfo(&payload);
+	payload.len = VARHDRSZ;
 	if (new)
 	{
 		appendStringInfoString(&payload, "{\"new\":");
@@ -214,8 +210,7 @@ append_event(SmCaptured *captured, char op, TupleTableSlot *new, TupleTableSlot 
 			sm_encode_row(captured->encoder, old, &payload);
 	}
 	appendStringInfoChar(&payload, '}');
-	event.payload = payload.data;
-	event.payload_len = payload.len;
+	event.payload = &payload;
 	if (op == 's')
 		event.priority = SM_LOW;
 	sm_eventlog_append(&event);

@@ -194,11 +194,11 @@ enabling_setting(HeapTuple entity, Relation entities)
 	return &sm_enable_hybrid_prep;
 }
 
-/* True when the column's values can be counted as an amount. */
+/* True when values of a type (no domain) can be counted as an amount. */
 static bool
 is_amount_type(Oid typid)
 {
-	switch (getBaseType(typid))
+	switch (typid)
 	{
 		case INT2OID:
 		case INT4OID:
@@ -227,9 +227,14 @@ describe_table(SmCaptured *captured, Relation table, HeapTuple row, Relation cap
 	captured->reason = optional_column(table, row, captured_table, "reason_column");
 	captured->folio = optional_column(table, row, captured_table, "folio_column");
 	captured->amount = optional_column(table, row, captured_table, "amount_column");
-	if (captured->amount != 0 &&
-		!is_amount_type(TupleDescAttr(RelationGetDescr(table), captured->amount - 1)->atttypid))
-		captured->amount = 0;
+	if (captured->amount != 0)
+	{
+		Oid			typid = getBaseType(TupleDescAttr(RelationGetDescr(table), captured->amount - 1)->atttypid);
+
+		if (!is_amount_type(typid))
+			captured->amount = 0;
+		captured->amount_is_numeric = typid == NUMERICOID;
+	}
 
 	entity = find_row(entities, 1, F_INT4EQ, Int32GetDatum(captured->entity_no));
 	if (entity == NULL)

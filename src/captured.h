@@ -24,6 +24,7 @@ typedef struct SmCaptured
 	AttrNumber	reason;			/* 0: none, as for the two below */
 	AttrNumber	folio;
 	AttrNumber	amount;
+	bool		amount_is_numeric;
 	SmEncoder  *encoder;
 } SmCaptured;
 

@@ -58,9 +58,9 @@
 #include "utils/timestamp.h"
 #include "uuid7.h"
 
-/* Events and bytes that are gathered before they are written. */
+/* Events and bytes of them that are gathered before they are written. */
 #define MAX_EVENTS		64
-#define MAX_TEXT		(64 * 1024)
+#define MAX_BYTES		(64 * 1024)
 
 /* Columns of softmobile.outbox_event, in order. */
 enum EventColumn
@@ -81,6 +81,19 @@ enum EventColumn
 	EVENT_COLUMNS
 };
 
+/* The first of them, as they lie in a row: all of fixed width, none NULL. */
+typedef struct FixedColumns
+{
+	int64		seq;
+	TimestampTz created_at;
+	pg_uuid_t	id;
+	int32		lane_id;
+	int32		entity_no;
+	char		op;
+} FixedColumns;
+
+#define FIXED(event)	((FixedColumns *) GETSTRUCT((event)->row))
+
 /* A lane by what rows say of it; which one that is, is looked up for each flush. */
 typedef struct Target
 {
@@ -97,15 +110,15 @@ typedef struct Event
 	SubTransactionId subid;		/* whose fate it shares */
 	CommandId	cid;			/* the command that made the change */
 	int			target;
-	Size		text;			/* where its part of buffer.text begins */
-	bool		nulls[EVENT_COLUMNS];
-	Datum		values[EVENT_COLUMNS];	/* of a type by reference: offset in buffer.text */
+	bool		tells_branch;	/* in the row, for lanes that have none */
+	HeapTuple	row;			/* lane and number come with a flush */
 } Event;
 
-/* What is not written yet.  Its memory stays for the next transaction. */
+/* What is not written yet.  Some of its memory stays for the next transaction. */
 static struct
 {
-	MemoryContext cxt;
+	MemoryContext cxt;			/* events and targets */
+	MemoryContext row_cxt;		/* rows */
 	int			n;
 	int			numbered;		/* of these, at the front, have lane and number */
 	int			room;
@@ -113,7 +126,7 @@ static struct
 	int			ntargets;
 	int			target_room;
 	Target	   *targets;
-	StringInfoData text;
+	Size		bytes;			/* of all rows */
 }			buffer;
 
 static bool appended = false;	/* in this transaction */
@@ -128,7 +141,8 @@ static ProcessUtility_hook_type prev_utility = NULL;
 static void
 create_buffer(void)
 {
-	buffer.cxt = AllocSetContextCreate(TopMemoryContext, "softmobile events", ALLOCSET_DEFAULT_SIZES);
+	buffer.cxt = AllocSetContextCreate(TopMemoryContext, "softmobile events", ALLOCSET_SMALL_SIZES);
+	buffer.row_cxt = AllocSetContextCreate(buffer.cxt, "softmobile rows", ALLOCSET_DEFAULT_SIZES);
 	buffer.room = 8;
 	buffer.events = MemoryContextAlloc(buffer.cxt, buffer.room * sizeof(Event));
 	buffer.target_room = 4;
@@ -139,49 +153,21 @@ create_buffer(void)
 static void
 truncate_buffer(int n)
 {
-	if (n >= buffer.n)
+	if (buffer.n == 0)
 		return;
-	buffer.text.len = buffer.events[n].text;
+	if (n == 0)
+	{
+		MemoryContextReset(buffer.row_cxt);
+		buffer.bytes = 0;
+		buffer.ntargets = 0;
+	}
+	for (int i = n; n > 0 && i < buffer.n; i++)
+	{
+		buffer.bytes -= buffer.events[i].row->t_len;
+		heap_freetuple(buffer.events[i].row);
+	}
 	buffer.n = n;
 	buffer.numbered = Min(buffer.numbered, n);
-	if (n > 0)
-		return;
-	buffer.ntargets = 0;
-	if (buffer.text.maxlen > 4 * MAX_TEXT)
-	{
-		pfree(buffer.text.data);
-		buffer.text.data = NULL;
-	}
-}
-
-static bool
-buffer_is_full(void)
-{
-	return buffer.n >= MAX_EVENTS || buffer.text.len >= MAX_TEXT;
-}
-
-static Event *
-new_event(void)
-{
-	Event	   *event;
-
-	if (buffer.cxt == NULL)
-		create_buffer();
-	if (buffer.text.data == NULL)
-	{
-		MemoryContext caller = MemoryContextSwitchTo(buffer.cxt);
-
-		initStringInfo(&buffer.text);
-		MemoryContextSwitchTo(caller);
-	}
-	if (buffer.n == buffer.room)
-	{
-		buffer.room *= 2;
-		buffer.events = repalloc_huge(buffer.events, buffer.room * sizeof(Event));
-	}
-	event = &buffer.events[buffer.n];
-	event->text = buffer.text.len;
-	return event;
 }
 
 static int
@@ -206,77 +192,96 @@ find_target(const char *branch, SmPriority priority)
 }
 
 static void
-put_bytes(Event *event, int col, const char *data, Size len)
+set_text(Datum *values, bool *nulls, int col, const char *text)
 {
-	Size		at = INTALIGN(buffer.text.len);
-
-	enlargeStringInfo(&buffer.text, at - buffer.text.len + len);
-	memcpy(buffer.text.data + at, data, len);
-	buffer.text.len = at + len;
-	event->values[col] = at;
-	event->nulls[col] = false;
+	nulls[col] = text == NULL;
+	if (text != NULL)
+		values[col] = CStringGetTextDatum(text);
 }
 
-static void
-put_text(Event *event, int col, const char *text, Size len)
+static HeapTuple
+form_row(const SmNewEvent *new, const char *branch)
 {
-	Size		at = INTALIGN(buffer.text.len);
+	Datum		values[EVENT_COLUMNS];
+	bool		nulls[EVENT_COLUMNS] = {0};
+	TimestampTz now = GetCurrentTimestamp();
+	pg_uuid_t	id;
+	MemoryContext caller;
+	HeapTuple	row;
 
-	enlargeStringInfo(&buffer.text, at - buffer.text.len + VARHDRSZ + len);
-	SET_VARSIZE(buffer.text.data + at, VARHDRSZ + len);
-	memcpy(buffer.text.data + at + VARHDRSZ, text, len);
-	buffer.text.len = at + VARHDRSZ + len;
-	event->values[col] = at;
-	event->nulls[col] = false;
-}
+	sm_uuid7_generate(now, &id);
+	values[COL_SEQ] = Int64GetDatum(0);
+	values[COL_CREATED_AT] = TimestampTzGetDatum(now);
+	values[COL_ID] = UUIDPGetDatum(&id);
+	values[COL_LANE_ID] = Int32GetDatum(0);
+	values[COL_ENTITY_NO] = Int32GetDatum(new->entity_no);
+	values[COL_OP] = CharGetDatum(new->op);
+	set_text(values, nulls, COL_BRANCH_ID, branch);
+	set_text(values, nulls, COL_ENTITY_ID, new->entity_id);
+	set_text(values, nulls, COL_ACTOR, new->actor);
+	set_text(values, nulls, COL_REASON, new->reason);
+	set_text(values, nulls, COL_FOLIO, new->folio);
+	nulls[COL_AMOUNT] = !new->has_amount;
+	if (new->has_amount)
+		values[COL_AMOUNT] = PointerGetDatum(PG_DETOAST_DATUM_PACKED(new->amount));
+	SET_VARSIZE(new->payload->data, new->payload->len);
+	values[COL_PAYLOAD] = PointerGetDatum(new->payload->data);
 
-static void
-put_string(Event *event, int col, const char *text)
-{
-	if (text == NULL)
-		event->nulls[col] = true;
-	else
-		put_text(event, col, text, strlen(text));
+	Assert(sm_lanes_event_desc()->natts == EVENT_COLUMNS);
+	caller = MemoryContextSwitchTo(buffer.row_cxt);
+	row = heap_form_tuple(sm_lanes_event_desc(), values, nulls);
+	MemoryContextSwitchTo(caller);
+	return row;
 }
 
 void
 sm_eventlog_append(const SmNewEvent *new)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	pg_uuid_t	id;
-	Event	   *event = new_event();
+	Event	   *event;
+	const Target *target;
 
+	if (buffer.cxt == NULL)
+		create_buffer();
+	if (buffer.n == buffer.room)
+	{
+		buffer.events = repalloc(buffer.events, 2 * buffer.room * sizeof(Event));
+		buffer.room *= 2;
+	}
+	event = &buffer.events[buffer.n];
 	event->subid = GetCurrentSubTransactionId();
 	event->cid = GetCurrentCommandId(true);
 	event->target = find_target(new->branch, new->priority);
-	memset(event->nulls, 0, sizeof(event->nulls));
-	sm_uuid7_generate(now, &id);
-	event->values[COL_CREATED_AT] = TimestampTzGetDatum(now);
-	put_bytes(event, COL_ID, (char *) &id, sizeof(id));
-	event->values[COL_ENTITY_NO] = Int32GetDatum(new->entity_no);
-	event->values[COL_OP] = CharGetDatum(new->op);
-	put_string(event, COL_BRANCH_ID, new->branch);
-	put_string(event, COL_ENTITY_ID, new->entity_id);
-	put_string(event, COL_ACTOR, new->actor);
-	put_string(event, COL_REASON, new->reason);
-	put_string(event, COL_FOLIO, new->folio);
-	if (new->has_amount)
-	{
-		struct varlena *amount = PG_DETOAST_DATUM_PACKED(new->amount);
-
-		put_bytes(event, COL_AMOUNT, (char *) amount, VARSIZE_ANY(amount));
-	}
-	else
-		event->nulls[COL_AMOUNT] = true;
-	put_text(event, COL_PAYLOAD, new->payload, new->payload_len);
+	target = &buffer.targets[event->target];
+	event->tells_branch = !target->registered;
+	event->row = form_row(new, target->registered ? NULL : new->branch);
+	buffer.bytes += event->row->t_len;
 	buffer.n++;
 	appended = true;
 
-	if (buffer_is_full())
+	if (buffer.n >= MAX_EVENTS || buffer.bytes >= MAX_BYTES)
 		sm_eventlog_flush();
 }
 
 /* --- writing --- */
+
+/* The branch has been registered meanwhile, or an epoch without it was opened. */
+static void
+tell_branch(Event *event, const char *branch)
+{
+	Datum		values[EVENT_COLUMNS];
+	bool		nulls[EVENT_COLUMNS];
+	bool		replaces[EVENT_COLUMNS] = {[COL_BRANCH_ID] = true};
+	HeapTuple	row = event->row;
+	MemoryContext caller;
+
+	set_text(values, nulls, COL_BRANCH_ID, branch);
+	caller = MemoryContextSwitchTo(buffer.row_cxt);
+	event->row = heap_modify_tuple(row, sm_lanes_event_desc(), values, nulls, replaces);
+	MemoryContextSwitchTo(caller);
+	event->tells_branch = branch != NULL;
+	buffer.bytes += event->row->t_len - row->t_len;
+	heap_freetuple(row);
+}
 
 /* Gives all events of the buffer their lane and number, in order. */
 static void
@@ -300,74 +305,13 @@ draw_numbers(void)
 		Event	   *event = &buffer.events[i];
 		Target	   *target = &buffer.targets[event->target];
 
-		event->values[COL_SEQ] = Int64GetDatum(target->next++);
-		event->values[COL_LANE_ID] = Int32GetDatum(target->lane.lane_id);
-		event->nulls[COL_BRANCH_ID] = target->registered;
+		if (event->tells_branch == target->registered)
+			tell_branch(event, target->registered ? NULL : target->branch);
+		FIXED(event)->seq = target->next++;
+		FIXED(event)->lane_id = target->lane.lane_id;
 		poke_wanted |= !target->registered; /* the worker registers the branch */
 	}
 	buffer.numbered = buffer.n;
-}
-
-/* Offsets become addresses, now that the text moves no more. */
-static void
-resolve_values(Event *event)
-{
-	static const int by_reference[] = {
-		COL_ID, COL_BRANCH_ID, COL_ENTITY_ID, COL_ACTOR, COL_REASON, COL_FOLIO, COL_AMOUNT, COL_PAYLOAD
-	};
-
-	for (int i = 0; i < lengthof(by_reference); i++)
-		if (!event->nulls[by_reference[i]])
-			event->values[by_reference[i]] = PointerGetDatum(buffer.text.data + event->values[by_reference[i]]);
-}
-
-static void
-insert_index_row(Relation segment, Relation index, IndexInfo *info, const Event *event, ItemPointer tid)
-{
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
-
-	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
-	{
-		int			col = info->ii_IndexAttrNumbers[i] - 1;
-
-		values[i] = event->values[col];
-		nulls[i] = event->nulls[col];
-	}
-	(void) index_insert(index, values, nulls, tid, segment,
-						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
-}
-
-static int
-compare_ids(const Event *a, const Event *b)
-{
-	return memcmp(DatumGetPointer(a->values[COL_ID]), DatumGetPointer(b->values[COL_ID]), UUID_LEN);
-}
-
-/*
- * The index on id keeps a lowest and a highest for many pages; so of each page it
- * needs to be told of two rows only.
- */
-static void
-insert_summary(Relation segment, Relation index, IndexInfo *info, const Event *events, ItemPointer tids, int n)
-{
-	for (int i = 0; i < n;)
-	{
-		BlockNumber block = ItemPointerGetBlockNumber(&tids[i]);
-		int			lowest = i;
-		int			highest = i;
-
-		for (i++; i < n && ItemPointerGetBlockNumber(&tids[i]) == block; i++)
-		{
-			if (compare_ids(&events[i], &events[lowest]) < 0)
-				lowest = i;
-			if (compare_ids(&events[i], &events[highest]) > 0)
-				highest = i;
-		}
-		insert_index_row(segment, index, info, &events[lowest], &tids[lowest]);
-		if (highest != lowest)
-			insert_index_row(segment, index, info, &events[highest], &tids[highest]);
-	}
 }
 
 /* The current segment with its indexes. */
@@ -419,70 +363,102 @@ close_segment(Segment *segment)
 }
 
 static void
-insert_index_rows(Segment *segment, const Event *events, ItemPointer tids, int n)
+insert_index_row(const Segment *segment, int i, TupleTableSlot *slot)
 {
-	for (int i = 0; i < segment->nindexes; i++)
-	{
-		Relation	index = segment->index[i];
-		IndexInfo  *info = segment->info[i];
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+	IndexInfo  *info = segment->info[i];
 
-		if (!info->ii_ReadyForInserts)
-			continue;
-		if (index->rd_rel->relam == BRIN_AM_OID && info->ii_NumIndexAttrs == 1 &&
-			info->ii_IndexAttrNumbers[0] == COL_ID + 1)
-			insert_summary(segment->rel, index, info, events, tids, n);
-		else
-			for (int k = 0; k < n; k++)
-				insert_index_row(segment->rel, index, info, &events[k], &tids[k]);
+	FormIndexDatum(info, slot, NULL, values, nulls);
+	(void) index_insert(segment->index[i], values, nulls, &slot->tts_tid, segment->rel,
+						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+}
+
+/* Does an index keep the lowest and the highest id of many pages, and nothing else? */
+static bool
+summarizes_ids(const Segment *segment, int i)
+{
+	const IndexInfo *info = segment->info[i];
+
+	return segment->index[i]->rd_rel->relam == BRIN_AM_OID && info->ii_NumIndexAttrs == 1 &&
+		info->ii_IndexAttrNumbers[0] == COL_ID + 1;
+}
+
+static int
+compare_ids(const Event *a, const Event *b)
+{
+	return memcmp(&FIXED(a)->id, &FIXED(b)->id, UUID_LEN);
+}
+
+/* Such an index needs to be told of two rows of each page. */
+static void
+insert_summary(const Segment *segment, int i, const Event *events, TupleTableSlot **slots, int n)
+{
+	for (int k = 0; k < n;)
+	{
+		BlockNumber block = ItemPointerGetBlockNumber(&slots[k]->tts_tid);
+		int			lowest = k;
+		int			highest = k;
+
+		for (k++; k < n && ItemPointerGetBlockNumber(&slots[k]->tts_tid) == block; k++)
+		{
+			if (compare_ids(&events[k], &events[lowest]) < 0)
+				lowest = k;
+			if (compare_ids(&events[k], &events[highest]) > 0)
+				highest = k;
+		}
+		insert_index_row(segment, i, slots[lowest]);
+		if (highest != lowest)
+			insert_index_row(segment, i, slots[highest]);
 	}
 }
 
 /* Writes events that one command made. */
 static void
-insert_rows(Segment *segment, Event *events, int n)
+insert_rows(const Segment *segment, const Event *events, TupleTableSlot **slots, int n)
 {
-	TupleDesc	desc = RelationGetDescr(segment->rel);
-	ItemPointerData *tids = palloc(n * sizeof(ItemPointerData));
-
 	if (n == 1)
 	{
-		HeapTuple	tuple = heap_form_tuple(desc, events->values, events->nulls);
-
-		heap_insert(segment->rel, tuple, events->cid, 0, NULL);
-		tids[0] = tuple->t_self;
+		heap_insert(segment->rel, events->row, events->cid, 0, NULL);
+		slots[0]->tts_tid = events->row->t_self;
 	}
 	else
-	{
-		TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
-
-		desc = CreateTupleDescCopy(desc);	/* needs no pin for each slot */
-		for (int i = 0; i < n; i++)
-		{
-			slots[i] = MakeTupleTableSlot(desc, &TTSOpsHeapTuple);
-			ExecStoreHeapTuple(heap_form_tuple(desc, events[i].values, events[i].nulls), slots[i], true);
-		}
 		heap_multi_insert(segment->rel, slots, n, events->cid, 0, NULL);
-		for (int i = 0; i < n; i++)
-			tids[i] = slots[i]->tts_tid;
+
+	for (int i = 0; i < segment->nindexes; i++)
+	{
+		if (!segment->info[i]->ii_ReadyForInserts)
+			continue;
+		if (summarizes_ids(segment, i))
+			insert_summary(segment, i, events, slots, n);
+		else
+			for (int k = 0; k < n; k++)
+				insert_index_row(segment, i, slots[k]);
 	}
-	insert_index_rows(segment, events, tids, n);
 }
 
 static void
-write_events(Event *events, int n)
+write_events(const Event *events, int n)
 {
 	Segment		segment;
+	TupleDesc	desc;
+	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
 
 	open_segment(&segment);
+	desc = sm_lanes_event_desc();
 	for (int i = 0; i < n; i++)
-		resolve_values(&events[i]);
+	{
+		/* Rows that were not the slot's own would be copied. */
+		slots[i] = MakeTupleTableSlot(desc, &TTSOpsHeapTuple);
+		ExecStoreHeapTuple(events[i].row, slots[i], true);
+	}
 	for (int i = 0; i < n;)
 	{
 		int			from = i;
 
 		while (i < n && events[i].cid == events[from].cid)
 			i++;
-		insert_rows(&segment, &events[from], i - from);
+		insert_rows(&segment, &events[from], &slots[from], i - from);
 	}
 	close_segment(&segment);
 }

@@ -6,6 +6,7 @@
 #define SM_EVENTLOG_H
 
 #include "lanes.h"
+#include "lib/stringinfo.h"
 
 typedef struct SmNewEvent
 {
@@ -19,8 +20,7 @@ typedef struct SmNewEvent
 	const char *folio;			/* NULL: none */
 	Datum		amount;			/* numeric */
 	bool		has_amount;
-	const char *payload;		/* JSON, in the server's encoding */
-	int			payload_len;
+	StringInfo	payload;		/* JSON, in the server's encoding, behind VARHDRSZ bytes of room */
 } SmNewEvent;
 
 extern void sm_eventlog_init(void);

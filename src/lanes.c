@@ -53,6 +53,7 @@ typedef struct OutboxCache
 	Oid			segment_relid;
 	Oid			log_relid;
 	Oid			current_segment;
+	TupleDesc	event_desc;
 } OutboxCache;
 
 static OutboxCache cache;
@@ -187,6 +188,17 @@ note_segment(HeapTuple tuple, TupleDesc desc, void *arg)
 }
 
 static void
+note_event_desc(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	MemoryContext caller = MemoryContextSwitchTo(cache.cxt);
+
+	cache.event_desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	MemoryContextSwitchTo(caller);
+	table_close(rel, AccessShareLock);
+}
+
+static void
 load_outbox(void)
 {
 	HASHCTL		ctl = {.keysize = SM_BRANCH_MAX + 1, .entrysize = sizeof(BranchLanes)};
@@ -213,6 +225,7 @@ load_outbox(void)
 	for_each_row(cache.segment_relid, note_segment, &segment);
 	snprintf(name, sizeof(name), "outbox_event_%d", segment);
 	cache.current_segment = sm_lanes_relation(name);
+	note_event_desc(cache.log_relid);
 
 	unregistered = enter_branch("");
 	for (int i = 0; i < SM_PRIORITIES; i++)
@@ -277,6 +290,12 @@ sm_lanes_open_segment(void)
 			return table_open(relid, NoLock);
 		UnlockRelationOid(relid, RowExclusiveLock);
 	}
+}
+
+TupleDesc
+sm_lanes_event_desc(void)
+{
+	return cache.event_desc;
 }
 
 bool

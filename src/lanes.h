@@ -5,6 +5,7 @@
 #ifndef SM_LANES_H
 #define SM_LANES_H
 
+#include "access/tupdesc.h"
 #include "nodes/pg_list.h"
 #include "utils/relcache.h"
 
@@ -40,6 +41,9 @@ extern SmLaneRef sm_lanes_find(const char *branch, SmPriority priority, bool *re
 
 /* The segment that takes new events, opened with RowExclusiveLock. */
 extern Relation sm_lanes_open_segment(void);
+
+/* What a row of the log looks like; valid until lanes or the segment are looked up again. */
+extern TupleDesc sm_lanes_event_desc(void);
 
 /* True when the log or its current segment is among relations. */
 extern bool sm_lanes_log_among(List *relids);
