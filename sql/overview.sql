@@ -232,7 +232,7 @@ SELECT (SELECT count(*) FROM metadata WHERE m IS NULL) AS no_metadata, (SELECT c
 CREATE VIEW family AS SELECT m[2] AS name, m[3] AS type, n, lead(n, 1, (SELECT max(n) - 1 FROM line)) OVER (ORDER BY n) AS next FROM metadata WHERE m[1] = 'TYPE';
 SELECT name, type, u.m[3] AS unit, u.m IS NULL OR name LIKE '%\_' || u.m[3] AS named_by_unit,
 	(SELECT count(*) FROM metadata m WHERE m.m[2] = f.name AND m.m[1] = 'HELP' AND m.n BETWEEN f.n AND f.next) AS help,
-	(SELECT bool_and(s.s[1] = f.name || CASE f.type WHEN 'counter' THEN '_total' WHEN 'info' THEN '_info' ELSE '' END) FROM sample s WHERE s.n BETWEEN f.n AND f.next) AS named_by_type
+	(SELECT coalesce(bool_and(s.s[1] = f.name || CASE f.type WHEN 'counter' THEN '_total' WHEN 'info' THEN '_info' ELSE '' END), true) FROM sample s WHERE s.n BETWEEN f.n AND f.next) AS named_by_type
 FROM family f LEFT JOIN metadata u ON u.m[1] = 'UNIT' AND u.m[2] = f.name ORDER BY f.n;
 SELECT count(*) - count(DISTINCT name) AS doubled FROM family;
 SELECT count(*) - count(DISTINCT (s[1], s[2])) AS doubled FROM sample;

@@ -141,7 +141,7 @@ is( $node->safe_psql(
 fails('unknown branch', "SELECT * FROM softmobile.sync_run('quik')",
 	'42704', 'HINT:  Perhaps you meant "quick"\.');
 fails('unknown branch, nothing like it', "SELECT * FROM softmobile.sync_run('nowhere')",
-	'42704', 'HINT:  See table softmobile\.branch');
+	'42704', 'HINT:  SELECT branch_id FROM softmobile\.sync_overview');
 fails('too long a branch', "SELECT * FROM softmobile.sync_run(repeat('x', 1000))", '42704', 'HINT');
 fails('inactive branch', "SELECT * FROM softmobile.sync_run('closed')", '55000', 'HINT');
 fails('timeout 0', "SELECT * FROM softmobile.sync_run('quick', '0')", '22023', 'positive');
