@@ -248,6 +248,7 @@ sub total
 sub run
 {
 	my ($self) = @_;
+	local $SIG{PIPE} = 'IGNORE';
 
 	srand($self->{seed});
 	$self->set_up;
