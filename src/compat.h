@@ -90,6 +90,18 @@ find_option(const char *name, bool create_placeholders, bool skip_errors, int el
 #define index_insert_cleanup(index, info) ((void) 0)
 #endif
 
+/* Rows other than the result relation's may be looked at again since 16. */
+#if PG_VERSION_NUM < 160000 && defined(EXECUTOR_H)
+#define EvalPlanQualInit(epqstate, parentestate, subplan, auxrowmarks, epqParam, resultRelations) \
+	EvalPlanQualInit((epqstate), (parentestate), (subplan), (auxrowmarks), (epqParam))
+#endif
+
+/* Index scans may be instrumented since 18. */
+#if PG_VERSION_NUM < 180000 && defined(GENAM_H)
+#define index_beginscan(heapRelation, indexRelation, snapshot, instrument, nkeys, norderbys) \
+	index_beginscan((heapRelation), (indexRelation), (snapshot), (nkeys), (norderbys))
+#endif
+
 /* Named wait events of extensions came with 17. */
 #if PG_VERSION_NUM < 170000
 #define WaitEventExtensionNew(name) PG_WAIT_EXTENSION

@@ -25,6 +25,7 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "receive.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -66,14 +67,6 @@ typedef enum AttributeName
 static const char *const attribute_names[N_ATTRIBUTES] = {
 	"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "lane",
 	"epoch", "epochno", "reason", "actor", "snapshot", "resolution", "data"
-};
-
-/* Columns of softmobile.central_event. */
-enum
-{
-	COL_N, COL_BRANCH_ID, COL_ID, COL_EPOCH, COL_EPOCH_NO, COL_LANE, COL_SEQ, COL_ORDER_EPOCH,
-	COL_ENTITY_TYPE, COL_ENTITY_ID, COL_OP, COL_EVENT_TIME, COL_ACTOR, COL_REASON, COL_RESOLUTION,
-	COL_DATA, COL_NEW, COL_OLD, N_COLUMNS
 };
 
 /* A piece of the body, or of what an escaped string stands for; data NULL: none. */
@@ -418,29 +411,29 @@ form_event(const Event *event, int n, Datum *values, bool *nulls)
 		!sm_uuid7_read(attribute[ATTR_EPOCH].data, attribute[ATTR_EPOCH].len, epoch) ||
 		!read_number(&attribute[ATTR_SEQUENCE], &seq) ||
 		!read_number(&attribute[ATTR_EPOCHNO], &epoch_no) || epoch_no > PG_INT32_MAX ||
-		!read_time(&attribute[ATTR_TIME], &values[COL_EVENT_TIME]))
+		!read_time(&attribute[ATTR_TIME], &values[SM_EVENT_EVENT_TIME]))
 		return false;
 
-	values[COL_N] = Int32GetDatum(n);
-	values[COL_BRANCH_ID] = PointerGetDatum(decode_percent(source->data + path_len, source->len - path_len));
-	values[COL_ID] = UUIDPGetDatum(id);
-	values[COL_EPOCH] = UUIDPGetDatum(epoch);
-	values[COL_SEQ] = Int64GetDatum(seq);
-	values[COL_EPOCH_NO] = Int32GetDatum(epoch_no);
+	values[SM_EVENT_N] = Int32GetDatum(n);
+	values[SM_EVENT_BRANCH_ID] = PointerGetDatum(decode_percent(source->data + path_len, source->len - path_len));
+	values[SM_EVENT_ID] = UUIDPGetDatum(id);
+	values[SM_EVENT_EPOCH] = UUIDPGetDatum(epoch);
+	values[SM_EVENT_SEQ] = Int64GetDatum(seq);
+	values[SM_EVENT_EPOCH_NO] = Int32GetDatum(epoch_no);
 	/* rows that were there when the table was attached are older than any other event */
-	values[COL_ORDER_EPOCH] = Int32GetDatum(slice_is(&attribute[ATTR_SNAPSHOT], "true") ? 0 : epoch_no);
-	set_text(values, nulls, COL_LANE, &attribute[ATTR_LANE]);
-	set_text(values, nulls, COL_ENTITY_TYPE, &entity_type);
-	set_text(values, nulls, COL_ENTITY_ID, &attribute[ATTR_SUBJECT]);
-	set_text(values, nulls, COL_OP, &op);
-	set_text(values, nulls, COL_ACTOR, &attribute[ATTR_ACTOR]);
-	set_text(values, nulls, COL_REASON, &attribute[ATTR_REASON]);
-	set_text(values, nulls, COL_RESOLUTION, &attribute[ATTR_RESOLUTION]);
-	set_text(values, nulls, COL_DATA, &attribute[ATTR_DATA]);
-	nulls[COL_NEW] = event->new == NULL;
-	values[COL_NEW] = PointerGetDatum(event->new);
-	nulls[COL_OLD] = event->old == NULL;
-	values[COL_OLD] = PointerGetDatum(event->old);
+	values[SM_EVENT_ORDER_EPOCH] = Int32GetDatum(slice_is(&attribute[ATTR_SNAPSHOT], "true") ? 0 : epoch_no);
+	set_text(values, nulls, SM_EVENT_LANE, &attribute[ATTR_LANE]);
+	set_text(values, nulls, SM_EVENT_ENTITY_TYPE, &entity_type);
+	set_text(values, nulls, SM_EVENT_ENTITY_ID, &attribute[ATTR_SUBJECT]);
+	set_text(values, nulls, SM_EVENT_OP, &op);
+	set_text(values, nulls, SM_EVENT_ACTOR, &attribute[ATTR_ACTOR]);
+	set_text(values, nulls, SM_EVENT_REASON, &attribute[ATTR_REASON]);
+	set_text(values, nulls, SM_EVENT_RESOLUTION, &attribute[ATTR_RESOLUTION]);
+	set_text(values, nulls, SM_EVENT_DATA, &attribute[ATTR_DATA]);
+	nulls[SM_EVENT_NEW] = event->new == NULL;
+	values[SM_EVENT_NEW] = PointerGetDatum(event->new);
+	nulls[SM_EVENT_OLD] = event->old == NULL;
+	values[SM_EVENT_OLD] = PointerGetDatum(event->old);
 	return true;
 }
 
@@ -460,8 +453,8 @@ read_batch(JsonLexContext *lex, TupleDesc tupdesc, Datum *rows)
 	while (good)
 	{
 		Event		event;
-		Datum		values[N_COLUMNS];
-		bool		nulls[N_COLUMNS] = {false};
+		Datum		values[SM_EVENT_COLUMNS];
+		bool		nulls[SM_EVENT_COLUMNS] = {false};
 
 		MemoryContextSwitchTo(event_cxt);
 		good = n < MAX_EVENTS && read_event(lex, &event) && form_event(&event, n + 1, values, nulls);
@@ -488,8 +481,8 @@ softmobile_central_parse(PG_FUNCTION_ARGS)
 	JsonLexContext *lex = create_lexer(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body), false);
 	int			n;
 
-	if (tupdesc->natts != N_COLUMNS)
-		elog(ERROR, "softmobile.central_event has %d columns, not %d", tupdesc->natts, N_COLUMNS);
+	if (tupdesc->natts != SM_EVENT_COLUMNS)
+		elog(ERROR, "softmobile.central_event has %d columns, not %d", tupdesc->natts, SM_EVENT_COLUMNS);
 	n = read_batch(lex, tupdesc, rows);
 	ReleaseTupleDesc(tupdesc);
 	if (n == 0)

@@ -215,15 +215,6 @@ COMMENT ON FUNCTION softmobile.central_keep(softmobile.central_event[]) IS 'Inte
 
 /* The projection. */
 
-CREATE FUNCTION softmobile.central_differs(op text, held jsonb, old jsonb, new jsonb) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE op
-	WHEN 'insert' THEN held IS NOT NULL AND held <> new
-	WHEN 'update' THEN held IS NULL OR (held || old <> held AND held <> new)
-	ELSE held IS NOT NULL AND held || old <> held END;
-COMMENT ON FUNCTION softmobile.central_differs(text, jsonb, jsonb, jsonb) IS
-'Internal: whether the row held (NULL: none) is another one than the event changes. Quick and strict; central_differences() has the last word. No search_path, so that it is inlined; its operators were bound when it was created.';
-
 CREATE FUNCTION softmobile.central_same(a jsonb, b jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -339,44 +330,9 @@ COMMENT ON FUNCTION softmobile.central_apply(softmobile.central_event, boolean) 
 'Internal: what one event in the inbox does to the projection, and what central held. blocked: an earlier event of the entity is in conflict. The caller has locked the branch.';
 
 CREATE FUNCTION softmobile.central_project(events softmobile.central_event[]) RETURNS integer[]
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
-AS $$
-DECLARE
-	unusual integer[];
-BEGIN
-	WITH chained AS (
-		-- Each event with the one before it in the batch; the first of an entity meets what central holds.
-		SELECT e.*, lag(e.n) OVER entity IS NULL AS is_first, lead(e.n) OVER entity IS NULL AS is_last,
-			lag(e.new) OVER entity AS before, lag(e.seq) OVER entity AS before_seq, lag(e.order_epoch) OVER entity AS before_epoch
-		FROM unnest(events) AS e
-		WINDOW entity AS (PARTITION BY e.entity_id, e.entity_type, e.branch_id ORDER BY e.order_epoch, e.seq)
-	), checked AS (
-		SELECT c.n, c.branch_id, c.entity_type, c.entity_id, c.seq, c.order_epoch, c.is_last, CASE WHEN c.op <> 'delete' THEN c.new END AS row,
-			p.branch_id IS NOT NULL AS known,
-			c.resolution IS NULL AND CASE
-				WHEN NOT c.is_first THEN (c.order_epoch, c.seq) > (c.before_epoch, c.before_seq) AND NOT softmobile.central_differs(c.op, c.before, c.old, c.new)
-				WHEN p.branch_id IS NULL THEN true
-				ELSE NOT p.changed_here AND (c.order_epoch, c.seq) > (p.epoch_no, p.seq) AND NOT softmobile.central_differs(c.op, p.row, c.old, c.new)
-				END AS usual
-		FROM chained c
-			LEFT JOIN softmobile.central_projection p ON p.branch_id = c.branch_id AND p.entity_type = c.entity_type AND p.entity_id = c.entity_id
-	), judged AS MATERIALIZED (
-		SELECT c.*, bool_and(c.usual) OVER (PARTITION BY c.entity_id, c.entity_type, c.branch_id) AS all_usual FROM checked c
-	), added AS (
-		INSERT INTO softmobile.central_projection (branch_id, entity_type, entity_id, seq, changed_at, epoch_no, deleted, changed_here, row)
-		SELECT j.branch_id, j.entity_type, j.entity_id, j.seq, now(), j.order_epoch, j.row IS NULL, false, j.row
-		FROM judged j WHERE j.is_last AND j.all_usual AND NOT j.known
-	), changed AS (
-		UPDATE softmobile.central_projection t SET seq = j.seq, changed_at = now(), epoch_no = j.order_epoch, deleted = j.row IS NULL, row = j.row
-		FROM judged j
-		WHERE j.is_last AND j.all_usual AND j.known AND t.branch_id = j.branch_id AND t.entity_type = j.entity_type AND t.entity_id = j.entity_id
-	)
-	SELECT array_agg(j.n) INTO unusual FROM judged j WHERE NOT j.all_usual;
-	RETURN unusual;
-END
-$$;
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_project';
 COMMENT ON FUNCTION softmobile.central_project(softmobile.central_event[]) IS
-'Internal: applies the events of entities with which all is as usual, and returns the places of the others, for central_apply(). The plan does not depend on statistics: entities are looked up by key. The caller has locked the branches: what is not there now is inserted without looking again.';
+'Internal: applies the events of entities with which all is as usual, and returns the places of the others, for central_apply(). The caller has locked the branches.';
 
 /* The batch. */
 

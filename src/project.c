@@ -1,0 +1,329 @@
+/*
+ * project.c
+ *		Headquarters: a batch's events become the latest rows of their entities.
+ *
+ * Called by softmobile.central_receive(), in its transaction, with the branches of
+ * the events locked: nobody else writes their rows of central_projection.
+ *
+ * Only entities with which all is as usual are written here; the others are
+ * returned, for central_apply() to look at one by one.  Rows are written as the
+ * apply worker of logical replication writes them, with constraints and row
+ * triggers, but without a statement for them: that would carry every row through
+ * a sort, two windows and a join, for as long as the writing itself takes.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "lanes.h"
+#include "receive.h"
+#include "utils/array.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "compat.h"
+
+PG_FUNCTION_INFO_V1(softmobile_central_project);
+
+/* Columns of softmobile.central_projection. */
+enum
+{
+	ROW_BRANCH_ID, ROW_ENTITY_TYPE, ROW_ENTITY_ID, ROW_SEQ, ROW_CHANGED_AT, ROW_EPOCH_NO, ROW_DELETED, ROW_CHANGED_HERE, ROW_ROW, ROW_COLUMNS
+};
+
+/* An event; its values lie in the array that it came in. */
+typedef struct Change
+{
+	Datum		key[3];			/* branch, entity type, entity id */
+	int			n;
+	int			order_epoch;
+	int64		seq;
+	char		op;				/* 'i', 'u', 'd' */
+	bool		decided;		/* by a person: has a resolution */
+	Jsonb	   *new;			/* NULL: none */
+	Jsonb	   *old;
+} Change;
+
+/* The projection, opened for reading by key and for writing. */
+typedef struct Projection
+{
+	Relation	relation;
+	EState	   *estate;
+	ResultRelInfo *target;
+	EPQState	epq;
+	IndexScanDesc scan;
+	ScanKeyData keys[3];
+	TupleTableSlot *held;		/* central's row of the entity */
+	TupleTableSlot *slot;		/* what it becomes */
+} Projection;
+
+static int
+compare_texts(Datum a, Datum b)
+{
+	text	   *x = DatumGetTextPP(a);
+	text	   *y = DatumGetTextPP(b);
+	int			x_len = VARSIZE_ANY_EXHDR(x);
+	int			y_len = VARSIZE_ANY_EXHDR(y);
+	int			result = memcmp(VARDATA_ANY(x), VARDATA_ANY(y), Min(x_len, y_len));
+
+	return result != 0 ? result : x_len - y_len;
+}
+
+/* By entity; its id first, in which events differ most. */
+static int
+compare_entities(const Change *a, const Change *b)
+{
+	int			result = 0;
+
+	for (int i = lengthof(a->key) - 1; i >= 0 && result == 0; i--)
+		result = compare_texts(a->key[i], b->key[i]);
+	return result;
+}
+
+static int
+compare_order(int a_epoch, int64 a_seq, int b_epoch, int64 b_seq)
+{
+	if (a_epoch != b_epoch)
+		return a_epoch < b_epoch ? -1 : 1;
+	return a_seq < b_seq ? -1 : a_seq > b_seq;
+}
+
+static int
+compare_changes(const void *a, const void *b)
+{
+	const Change *x = a;
+	const Change *y = b;
+	int			result = compare_entities(x, y);
+
+	return result != 0 ? result : compare_order(x->order_epoch, x->seq, y->order_epoch, y->seq);
+}
+
+/* The events of a softmobile.central_event[], sorted by entity and order. */
+static Change *
+read_changes(ArrayType *events, int *n)
+{
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(ARR_ELEMTYPE(events), -1);
+	Datum	   *elements;
+	Change	   *changes;
+
+	deconstruct_array(events, ARR_ELEMTYPE(events), -1, false, TYPALIGN_DOUBLE, &elements, NULL, n);
+	changes = palloc(sizeof(Change) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTupleHeader header = DatumGetHeapTupleHeader(elements[i]);
+		HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
+		Datum		values[SM_EVENT_COLUMNS];
+		bool		nulls[SM_EVENT_COLUMNS];
+
+		heap_deform_tuple(&tuple, tupdesc, values, nulls);
+		changes[i] = (Change)
+		{
+			.key = {values[SM_EVENT_BRANCH_ID], values[SM_EVENT_ENTITY_TYPE], values[SM_EVENT_ENTITY_ID]},
+			.n = DatumGetInt32(values[SM_EVENT_N]),
+			.order_epoch = DatumGetInt32(values[SM_EVENT_ORDER_EPOCH]),
+			.seq = DatumGetInt64(values[SM_EVENT_SEQ]),
+			.op = *VARDATA_ANY(DatumGetTextPP(values[SM_EVENT_OP])),
+			.decided = !nulls[SM_EVENT_RESOLUTION],
+			.new = nulls[SM_EVENT_NEW] ? NULL : DatumGetJsonbP(values[SM_EVENT_NEW]),
+			.old = nulls[SM_EVENT_OLD] ? NULL : DatumGetJsonbP(values[SM_EVENT_OLD]),
+		};
+	}
+	ReleaseTupleDesc(tupdesc);
+	qsort(changes, *n, sizeof(Change), compare_changes);
+	return changes;
+}
+
+static void
+open_projection(Projection *p)
+{
+	Relation	index = NULL;
+
+	p->relation = table_open(sm_lanes_relation("central_projection"), RowExclusiveLock);
+	if (RelationGetNumberOfAttributes(p->relation) != ROW_COLUMNS)
+		elog(ERROR, "central_projection has other columns than softmobile knows");
+	p->estate = CreateExecutorState();
+	p->estate->es_output_cid = GetCurrentCommandId(true);
+	p->target = makeNode(ResultRelInfo);
+	InitResultRelInfo(p->target, p->relation, 0, NULL, 0);
+	p->estate->es_opened_result_relations = list_make1(p->target);	/* triggers look for it there */
+	ExecOpenIndices(p->target, false);
+	EvalPlanQualInit(&p->epq, p->estate, NULL, NIL, -1, NIL);
+	AfterTriggerBeginQuery();
+
+	list_free(RelationGetIndexList(p->relation));	/* finds the primary key */
+	for (int i = 0; i < p->target->ri_NumIndices; i++)
+		if (RelationGetRelid(p->target->ri_IndexRelationDescs[i]) == p->relation->rd_pkindex)
+			index = p->target->ri_IndexRelationDescs[i];
+	if (index == NULL)
+		elog(ERROR, "central_projection has no primary key");
+	p->scan = index_beginscan(p->relation, index, GetActiveSnapshot(), NULL, lengthof(p->keys), 0);
+	p->held = table_slot_create(p->relation, &p->estate->es_tupleTable);
+	p->slot = ExecInitExtraTupleSlot(p->estate, RelationGetDescr(p->relation), &TTSOpsVirtual);
+}
+
+static void
+close_projection(Projection *p)
+{
+	index_endscan(p->scan);
+	AfterTriggerEndQuery(p->estate);
+	EvalPlanQualEnd(&p->epq);
+	ExecCloseIndices(p->target);
+	ExecResetTupleTable(p->estate->es_tupleTable, false);
+	FreeExecutorState(p->estate);
+	table_close(p->relation, NoLock);
+}
+
+/* Looks an entity's row up; false: there is none. */
+static bool
+find_row(Projection *p, const Datum *key)
+{
+	for (int i = 0; i < lengthof(p->keys); i++)
+		ScanKeyEntryInitialize(&p->keys[i], 0, i + 1, BTEqualStrategyNumber, TEXTOID, C_COLLATION_OID, F_TEXTEQ, key[i]);
+	index_rescan(p->scan, p->keys, lengthof(p->keys), NULL, 0);
+	if (!index_getnext_slot(p->scan, ForwardScanDirection, p->held))
+		return false;
+	slot_getallattrs(p->held);
+	return true;
+}
+
+static bool
+jsonb_differ(Jsonb *a, Jsonb *b)
+{
+	return compareJsonbContainers(&a->root, &b->root) != 0;
+}
+
+/* Would the old values change the row? */
+static bool
+old_differs(Jsonb *held, Jsonb *old)
+{
+	return jsonb_differ(held, DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(held), JsonbPGetDatum(old))));
+}
+
+/*
+ * Whether the row held (NULL: none) is another one than the event changes.  Quick
+ * and strict; central_differences() has the last word.
+ */
+static bool
+differs(const Change *c, Jsonb *held)
+{
+	switch (c->op)
+	{
+		case 'i':
+			return held != NULL && jsonb_differ(held, c->new);
+		case 'u':
+			return held == NULL || (old_differs(held, c->old) && jsonb_differ(held, c->new));
+		default:
+			return held != NULL && old_differs(held, c->old);
+	}
+}
+
+/* Whether the first event of an entity is what central's row lets expect, if there is one. */
+static bool
+fits_held(const Change *c, TupleTableSlot *held)
+{
+	if (DatumGetBool(held->tts_values[ROW_CHANGED_HERE]) ||
+		compare_order(c->order_epoch, c->seq, DatumGetInt32(held->tts_values[ROW_EPOCH_NO]), DatumGetInt64(held->tts_values[ROW_SEQ])) <= 0)
+		return false;
+	return !differs(c, held->tts_isnull[ROW_ROW] ? NULL : DatumGetJsonbP(held->tts_values[ROW_ROW]));
+}
+
+/* Whether it is what the event before it in the batch lets expect. */
+static bool
+fits_previous(const Change *c, const Change *previous)
+{
+	return compare_order(c->order_epoch, c->seq, previous->order_epoch, previous->seq) > 0 && !differs(c, previous->new);
+}
+
+/* Writes the row that an entity's last event leaves. */
+static void
+write_row(Projection *p, const Change *c, bool known)
+{
+	TupleTableSlot *slot = p->slot;
+	Jsonb	   *row = c->op == 'd' ? NULL : c->new;
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, 0, sizeof(bool) * ROW_COLUMNS);
+	slot->tts_values[ROW_BRANCH_ID] = c->key[0];
+	slot->tts_values[ROW_ENTITY_TYPE] = c->key[1];
+	slot->tts_values[ROW_ENTITY_ID] = c->key[2];
+	slot->tts_values[ROW_SEQ] = Int64GetDatum(c->seq);
+	slot->tts_values[ROW_CHANGED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	slot->tts_values[ROW_EPOCH_NO] = Int32GetDatum(c->order_epoch);
+	slot->tts_values[ROW_DELETED] = BoolGetDatum(row == NULL);
+	slot->tts_values[ROW_CHANGED_HERE] = BoolGetDatum(false);
+	slot->tts_values[ROW_ROW] = PointerGetDatum(row);
+	slot->tts_isnull[ROW_ROW] = row == NULL;
+	ExecStoreVirtualTuple(slot);
+
+	if (!known)
+		ExecSimpleRelationInsert(p->target, p->estate, slot);
+	else
+	{
+		EvalPlanQualSetSlot(&p->epq, p->held);
+		ExecSimpleRelationUpdate(p->target, p->estate, &p->epq, p->held, slot);
+	}
+}
+
+/* One entity's events: true when they were as usual, and are written. */
+static bool
+project_entity(Projection *p, const Change *changes, int n)
+{
+	bool		known = find_row(p, changes[0].key);
+	MemoryContext caller = MemoryContextSwitchTo(GetPerTupleMemoryContext(p->estate));
+	bool		usual = true;
+
+	for (int i = 0; i < n && usual; i++)
+	{
+		if (changes[i].decided)
+			usual = false;
+		else if (i > 0)
+			usual = fits_previous(&changes[i], &changes[i - 1]);
+		else if (known)
+			usual = fits_held(&changes[i], p->held);
+	}
+	MemoryContextSwitchTo(caller);
+	if (usual)
+		write_row(p, &changes[n - 1], known);
+	ResetPerTupleExprContext(p->estate);
+	return usual;
+}
+
+/* softmobile.central_project(events softmobile.central_event[]) -> integer[], the places of the events that are unusual */
+Datum
+softmobile_central_project(PG_FUNCTION_ARGS)
+{
+	int			n;
+	Change	   *changes = read_changes(PG_GETARG_ARRAYTYPE_P(0), &n);
+	Datum	   *unusual = palloc(sizeof(Datum) * Max(n, 1));
+	int			n_unusual = 0;
+	Projection	projection;
+
+	open_projection(&projection);
+	for (int from = 0, to; from < n; from = to)
+	{
+		for (to = from + 1; to < n && compare_entities(&changes[from], &changes[to]) == 0; to++)
+			;
+		if (!project_entity(&projection, changes + from, to - from))
+			for (int i = from; i < to; i++)
+				unusual[n_unusual++] = Int32GetDatum(changes[i].n);
+	}
+	close_projection(&projection);
+	CommandCounterIncrement();	/* central_apply() shall see it */
+
+	if (n_unusual == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_ARRAYTYPE_P(construct_array(unusual, n_unusual, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+}
