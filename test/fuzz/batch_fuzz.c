@@ -18,7 +18,7 @@ PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(batch_fuzz);
 
 /* of softmobile.central_event */
-static const Oid column_types[N_COLUMNS] = {
+static const Oid column_types[SM_EVENT_COLUMNS] = {
 	INT4OID, TEXTOID, UUIDOID, UUIDOID, INT4OID, TEXTOID, INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTOID,
 	TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, JSONOID, JSONBOID, JSONBOID
 };
@@ -88,8 +88,8 @@ run_one(const uint8_t *data, size_t size)
 Datum
 batch_fuzz(PG_FUNCTION_ARGS)
 {
-	row_type = CreateTemplateTupleDesc(N_COLUMNS);
-	for (int i = 0; i < N_COLUMNS; i++)
+	row_type = CreateTemplateTupleDesc(SM_EVENT_COLUMNS);
+	for (int i = 0; i < SM_EVENT_COLUMNS; i++)
 		TupleDescInitEntry(row_type, i + 1, "", column_types[i], -1, 0);
 	BlessTupleDesc(row_type);
 	run_fuzzer(PG_GETARG_ARRAYTYPE_P(0), run_one);

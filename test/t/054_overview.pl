@@ -135,7 +135,7 @@ $shop->result_is("$tiles 'HIGH'", 0, '... but none that somebody may still write
 figures_are_exact('statistics meanwhile');
 $late->query_safe('COMMIT');
 $late->quit;
-$shop->comes_to("$tiles 'HIGH'", 4096, 'when he has committed, they are counted');
+$shop->comes_to("SELECT ($tiles 'HIGH') >= 4096", 't', 'when he has committed, they are counted');
 $shop->result_is(q{SELECT count(*) FROM softmobile.outbox_tile t JOIN softmobile.outbox_event e ON e.lane_id = t.log_id AND (e.seq - 1) / softmobile.tile_size() = t.block WHERE e.entity_id = 'late'}, 2,
 	'... his sale too, in a block with tickets');
 figures_are_exact('statistics with tiles of an outage');
