@@ -4,7 +4,7 @@ package SmChaos::Load;
 use strict;
 use warnings;
 
-use SmChaos::Process qw(spawn is_alive end_process);
+use SmChaos::Process qw(spawn is_alive end_process wait_for);
 use Time::HiRes qw(sleep time);
 
 # [name, clients, transactions a second, settings, scripts with weights]
@@ -105,7 +105,14 @@ sub pause
 
 	$self->{paused} = 1;
 	foreach my $state (values %{ $self->{running} }) { end_process($state->{pid}, 'KILL'); }
-	return SmChaos::Process::wait_for(25, sub { $self->{server}->processes(qr/^postgres: (seller|postgres) /) == 0 });
+	# A session that sleeps does not see that its client is gone; where the clock was set back, for hours.
+	foreach my $patience (6, 20)
+	{
+		my @left;
+		return 1 if wait_for($patience, sub { !(@left = $self->{server}->processes(qr/^postgres: (seller|postgres) /)) });
+		kill 'TERM', @left;
+	}
+	return 0;
 }
 
 sub resume { $_[0]{paused} = 0; return; }
