@@ -110,7 +110,6 @@ typedef struct Event
 	SubTransactionId subid;		/* whose fate it shares */
 	CommandId	cid;			/* the command that made the change */
 	int			target;
-	bool		tells_branch;	/* in the row, for lanes that have none */
 	HeapTuple	row;			/* lane and number come with a flush */
 } Event;
 
@@ -186,8 +185,6 @@ find_target(const char *branch, SmPriority priority)
 	target = &buffer.targets[buffer.ntargets];
 	strlcpy(target->branch, branch, sizeof(target->branch));
 	target->priority = priority;
-	/* A branch that is refused is refused here, with its row. */
-	target->lane = sm_lanes_find(branch, priority, &target->registered);
 	return buffer.ntargets++;
 }
 
@@ -199,8 +196,9 @@ set_text(Datum *values, bool *nulls, int col, const char *text)
 		values[col] = CStringGetTextDatum(text);
 }
 
+/* The row, but for its lane, its number, and its branch if the lane has none. */
 static HeapTuple
-form_row(const SmNewEvent *new, const char *branch)
+form_row(const SmNewEvent *new)
 {
 	Datum		values[EVENT_COLUMNS];
 	bool		nulls[EVENT_COLUMNS] = {0};
@@ -216,7 +214,7 @@ form_row(const SmNewEvent *new, const char *branch)
 	values[COL_LANE_ID] = Int32GetDatum(0);
 	values[COL_ENTITY_NO] = Int32GetDatum(new->entity_no);
 	values[COL_OP] = CharGetDatum(new->op);
-	set_text(values, nulls, COL_BRANCH_ID, branch);
+	nulls[COL_BRANCH_ID] = true;
 	set_text(values, nulls, COL_ENTITY_ID, new->entity_id);
 	set_text(values, nulls, COL_ACTOR, new->actor);
 	set_text(values, nulls, COL_REASON, new->reason);
@@ -238,7 +236,6 @@ void
 sm_eventlog_append(const SmNewEvent *new)
 {
 	Event	   *event;
-	const Target *target;
 
 	if (buffer.cxt == NULL)
 		create_buffer();
@@ -251,9 +248,7 @@ sm_eventlog_append(const SmNewEvent *new)
 	event->subid = GetCurrentSubTransactionId();
 	event->cid = GetCurrentCommandId(true);
 	event->target = find_target(new->branch, new->priority);
-	target = &buffer.targets[event->target];
-	event->tells_branch = !target->registered;
-	event->row = form_row(new, target->registered ? NULL : new->branch);
+	event->row = form_row(new);
 	buffer.bytes += event->row->t_len;
 	buffer.n++;
 	appended = true;
@@ -264,7 +259,7 @@ sm_eventlog_append(const SmNewEvent *new)
 
 /* --- writing --- */
 
-/* The branch has been registered meanwhile, or an epoch without it was opened. */
+/* A lane without a branch: the row tells it, and the worker registers it. */
 static void
 tell_branch(Event *event, const char *branch)
 {
@@ -278,7 +273,7 @@ tell_branch(Event *event, const char *branch)
 	caller = MemoryContextSwitchTo(buffer.row_cxt);
 	event->row = heap_modify_tuple(row, sm_lanes_event_desc(), values, nulls, replaces);
 	MemoryContextSwitchTo(caller);
-	event->tells_branch = branch != NULL;
+	poke_wanted = true;
 	buffer.bytes += event->row->t_len - row->t_len;
 	heap_freetuple(row);
 }
@@ -305,11 +300,10 @@ draw_numbers(void)
 		Event	   *event = &buffer.events[i];
 		Target	   *target = &buffer.targets[event->target];
 
-		if (event->tells_branch == target->registered)
-			tell_branch(event, target->registered ? NULL : target->branch);
+		if (!target->registered)
+			tell_branch(event, target->branch);
 		FIXED(event)->seq = target->next++;
 		FIXED(event)->lane_id = target->lane.lane_id;
-		poke_wanted |= !target->registered; /* the worker registers the branch */
 	}
 	buffer.numbered = buffer.n;
 }

@@ -295,6 +295,8 @@ sm_lanes_open_segment(void)
 TupleDesc
 sm_lanes_event_desc(void)
 {
+	if (!cache.valid)
+		load_outbox();
 	return cache.event_desc;
 }
 
