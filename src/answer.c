@@ -27,6 +27,7 @@
 #define SLOW_REQUEST_MS			5000
 #define LEAST_EVENTS			25
 #define BETTER_RATE				1.05
+#define RATED_REQUESTS			2
 
 typedef enum Decision
 {
@@ -148,6 +149,16 @@ decide(const SmBatch *batch, const SmHttpResult *result, Answer *answer)
 			}
 			break;
 	}
+}
+
+/* A receipt after which what follows may go as it was built: no event was refused. */
+bool
+sm_answer_accepts_all(const SmBatch *batch, const SmHttpResult *result)
+{
+	Answer		answer = {0};
+
+	decide(batch, result, &answer);
+	return answer.decision == DECIDE_SETTLE && answer.receipt.nverdicts == 0;
 }
 
 static const char *
@@ -313,32 +324,48 @@ settle_parked(SmBranch *branch, const SmEndpoint *endpoint)
 	}
 }
 
-/* rate: that of the line now, 0 when it carried nothing */
+/* The line has become slow: what it showed before says nothing about it now. */
 static void
-carry_less(SmBranch *branch, double rate)
+carry_less(SmBranch *branch)
 {
 	branch->max_events = Max(LEAST_EVENTS, branch->max_events / 2);
-	branch->best_rate = rate;
+	branch->line = (SmLineRates) {0};
 }
 
 /*
  * How many events the next request may carry.  A line with a long round trip is
  * used well only by requests that take long themselves; where the round trip is
- * short, large ones bring nothing.  So a full request that brought clearly more
- * events a second than any smaller one did makes the next larger.
+ * short, large ones bring nothing, and cost memory at both ends.  So twice as many
+ * events are tried, and kept if they go clearly faster.  The best of a few requests
+ * counts: one that met a cold cache or a busy machine says nothing about the line.
  */
 static void
 adapt_size(SmBranch *branch, const SmBatch *batch, const SmHttpResult *result)
 {
-	double		rate = batch->n / Max(result->total_ms, 1.0);
+	SmLineRates *line = &branch->line;
+	int			ceiling = line->ceiling > 0 ? Min(line->ceiling, sm_batch_max_events) : sm_batch_max_events;
 
 	if (result->total_ms > SLOW_REQUEST_MS)
-		carry_less(branch, rate);
-	else if (batch->n >= branch->max_events &&
-			 (branch->max_events < SM_USUAL_EVENTS || rate > branch->best_rate * BETTER_RATE))
-	{
+		carry_less(branch);
+	else if (batch->n >= branch->max_events && branch->max_events < SM_USUAL_EVENTS)
 		branch->max_events *= 2;
-		branch->best_rate = Max(branch->best_rate, rate);
+	else if (batch->n >= branch->max_events)
+	{
+		line->requests++;
+		line->rate = Max(line->rate, batch->n / Max(result->total_ms, 1.0));
+		if (line->rate > line->rate_of_half * BETTER_RATE)
+		{
+			if (line->requests >= RATED_REQUESTS && branch->max_events < ceiling)
+			{
+				branch->max_events *= 2;
+				*line = (SmLineRates) {.rate_of_half = line->rate, .ceiling = line->ceiling};
+			}
+		}
+		else if (line->requests >= 2 * RATED_REQUESTS)
+		{
+			branch->max_events /= 2;
+			*line = (SmLineRates) {.rate = line->rate_of_half, .ceiling = branch->max_events};
+		}
 	}
 	branch->max_events = Min(branch->max_events, sm_batch_max_events);
 }
@@ -574,7 +601,8 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 	SmBranch   *branch = batch->branch;
 	Answer		answer = {0};
 
-	branch->in_flight = NULL;
+	if (branch->in_flight == batch)
+		branch->in_flight = NULL;
 	batch->attempt_count++;
 	batch->last_attempt_at = GetCurrentTimestamp();
 	if (batch->first_attempt_at == 0)
@@ -592,9 +620,9 @@ sm_answer_handle(SmBatch *batch, const SmHttpResult *result)
 		case DECIDE_LATER:
 		case DECIDE_HOLD:
 			/* What the line can do is found out anew; a batch that is too large for it is built again, and split. */
-			branch->best_rate = 0;
+			branch->line = (SmLineRates) {0};
 			if (result->total_ms > SLOW_REQUEST_MS)
-				carry_less(branch, 0);
+				carry_less(branch);
 			fail_branch(batch, &answer);
 			break;
 		case DECIDE_HALVE:

@@ -216,6 +216,8 @@ sm_batch_begin(SmBatch *batch)
 	caller = MemoryContextSwitchTo(batch->body_cxt);
 	sm_wire_begin(&batch->body, plain ? SM_WIRE_PLAIN : SM_WIRE_GZIP);
 	MemoryContextSwitchTo(caller);
+	batch->needs_flush = false;
+	batch->ready_at = 0;
 	batch->n = 0;
 	batch->size = 0;
 	batch->events = NULL;
@@ -248,6 +250,7 @@ sm_batch_unbuild(SmBatch *batch)
 	MemoryContextDelete(batch->body_cxt);
 	batch->body_cxt = NULL;
 	batch->built = false;
+	batch->ready_at = 0;
 	batch->events = NULL;
 	batch->entity_nos = NULL;
 	batch->asides = NIL;
@@ -330,6 +333,7 @@ remember_event(SmBatch *batch, const SmEvent *event, int entity_no)
 	if (event->resolution)
 		batch->events[batch->n].resolution = pstrdup(event->resolution);
 	batch->entity_nos[batch->n] = entity_no;
+	batch->needs_flush |= !sm_delivery_on_disk(event->xid);
 	batch->n++;
 	MemoryContextSwitchTo(caller);
 }

@@ -16,6 +16,10 @@
  *
  * One batch per branch is in flight, so one branch's trouble never delays
  * another's.  Lanes of an older epoch go first, HIGH before NORMAL before LOW.
+ *
+ * While it is on its way the next one is built.  If all events of the first are
+ * accepted and nothing else wants to be looked at before, the next one leaves at
+ * once, and the first is settled while central works on it (send_follower()).
  */
 #include "postgres.h"
 
@@ -34,6 +38,7 @@
 #include "shmem.h"
 #include "sign.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 /* Requests in flight at once, and memory of bodies above which no batch is built. */
@@ -42,6 +47,9 @@
 
 /* Longest answer that is read: a receipt can refuse every event of a batch. */
 #define MAX_RECEIPT			(8 * 1024 * 1024)
+
+/* A batch that was built longer ago may no longer be what is to go next. */
+#define READY_MS				200
 
 /* Waits between looks when nothing else calls for one. */
 #define IDLE_MS				5000
@@ -87,6 +95,46 @@ flush_wal(void)
 	else if (XLogSegmentOffset(end, wal_segment_size) == SizeOfXLogLongPHD)
 		end -= SizeOfXLogLongPHD;
 	XLogFlush(end);
+}
+
+/*
+ * Transactions before this one had ended when the WAL was flushed last; so what
+ * the log shows of them is on disk.  Without that knowledge each batch of a long
+ * backlog would flush what others, who sell meanwhile, have just written, and they
+ * would wait for it.
+ */
+static TransactionId on_disk_before = InvalidTransactionId;
+
+bool
+sm_delivery_on_disk(TransactionId xid)
+{
+	return TransactionIdIsNormal(xid) && TransactionIdIsNormal(on_disk_before) &&
+		TransactionIdPrecedes(xid, on_disk_before);
+}
+
+/* Transaction numbers are compared within a horizon; what is known of one far away is forgotten. */
+static void
+check_horizon(TransactionId xmin)
+{
+	if (TransactionIdIsNormal(on_disk_before) && xmin - on_disk_before > PG_INT32_MAX / 2)
+		on_disk_before = InvalidTransactionId;
+}
+
+/* xmin: of the snapshot that the batches were read with */
+static void
+flush_for(List *batches, TransactionId xmin)
+{
+	ListCell   *lc;
+	bool		needed = false;
+
+	foreach(lc, batches)
+		needed |= ((SmBatch *) lfirst(lc))->needs_flush;
+	if (!needed)
+		return;
+	flush_wal();
+	on_disk_before = xmin;
+	foreach(lc, batches)
+		((SmBatch *) lfirst(lc))->needs_flush = false;
 }
 
 /* NULL, or why it cannot be sent now. */
@@ -197,22 +245,38 @@ may_send(SmBranch *branch, TimestampTz now)
 	return branch->not_before <= now && !branch->endpoint->down;
 }
 
+/* May another batch follow the one that has just been answered, before anything else? */
+static bool
+may_send_another(const SmBranch *branch, TimestampTz now)
+{
+	return branch->endpoint != NULL && !branch->endpoint->down && branch->active && branch->exceptions_idle &&
+		branch->verify == SM_VERIFY_DONE && branch->verify_at > now && !branch->checking &&
+		branch->not_before <= now && branch->requeue_at == 0 &&
+		(branch->next_exception == 0 || branch->next_exception > now) &&
+		branch->session != 0 &&
+		(branch->manual || !TimestampDifferenceExceeds(branch->session_started, now, sm_sync_interval * 1000));
+}
+
 /*
  * While a batch is on its way and more is waiting behind it, the next one is
- * built, to be sent as soon as the answer is there.
+ * built, to be sent as soon as the answer is there.  Returns it, or NULL.
  */
-static void
+static SmBatch *
 prepare_next(SmBranch *branch, TimestampTz now)
 {
 	SmLane	   *lane = branch->in_flight->lane;
 
-	if (lane != NULL && lane->more && !branch->endpoint->down && sm_batch_memory() < MAX_BODY_MEMORY)
-		(void) pick_batch(branch, now);
+	if (lane == NULL || !lane->more || branch->endpoint->down || sm_batch_memory() >= MAX_BODY_MEMORY)
+		return NULL;
+	return pick_batch(branch, now);
 }
 
-/* Chooses batches for all free branches; returns those to submit, and whether another pass should look again. */
+/*
+ * Chooses batches for all free branches; returns those to submit, those that
+ * follow what is on its way, and whether another pass should look again.
+ */
 static List *
-pick_batches(TimestampTz now, bool *again)
+pick_batches(TimestampTz now, List **followers, bool *again)
 {
 	List	   *batches = NIL;
 	ListCell   *lc;
@@ -224,8 +288,8 @@ pick_batches(TimestampTz now, bool *again)
 
 		if (in_flight + list_length(batches) >= MAX_IN_FLIGHT || sm_batch_memory() > MAX_BODY_MEMORY)
 			break;
-		if (branch->in_flight != NULL)
-			prepare_next(branch, now);
+		if (branch->in_flight != NULL && (batch = prepare_next(branch, now)) != NULL)
+			*followers = lappend(*followers, batch);
 		if (!may_send(branch, now))
 			continue;
 		if (branch->session != 0 && !branch->manual &&
@@ -267,7 +331,6 @@ submit_batches(List *batches)
 
 	if (batches == NIL)
 		return;
-	flush_wal();
 	token_problem = sm_endpoint_token(sm_auth_token_file, &token);
 	foreach(lc, batches)
 	{
@@ -290,6 +353,61 @@ submit_batches(List *batches)
 
 /* --- answers --- */
 
+/*
+ * The batch that would be sent next were everything looked at anew, if that is
+ * certain; else NULL.
+ */
+static SmBatch *
+find_follower(const SmBranch *branch, const SmBatch *before, TimestampTz now)
+{
+	ListCell   *lc;
+
+	foreach(lc, branch->lanes)
+	{
+		SmLane	   *lane = lfirst(lc);
+		ListCell   *cell;
+
+		foreach(cell, lane->queue)
+		{
+			SmBatch    *batch = lfirst(cell);
+
+			if (batch == before)
+				continue;
+			/* What was refused or failed before has rules of its own; and so has what stands behind it. */
+			if (!batch->built || batch->ready_at == 0 || batch->n == 0 || batch->parked || batch->refused_at >= 0 || batch->attempt_count > 0 ||
+				lane->not_before > now || TimestampDifferenceExceeds(batch->ready_at, now, READY_MS))
+				return NULL;
+			return batch;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * Sends what follows a batch that was accepted, before that one is settled: central
+ * need not wait for it.  Only if the branch has nothing else to do that a batch on
+ * its way would hold up.
+ */
+static void
+send_follower(SmBatch *accepted, const SmHttpResult *result)
+{
+	SmBranch   *branch = accepted->branch;
+	TimestampTz now = GetCurrentTimestamp();
+	SmBatch    *batch;
+	char	   *token;
+
+	if (!may_send_another(branch, now) || accepted->refused_at >= 0 || !sm_answer_accepts_all(accepted, result))
+		return;
+	batch = find_follower(branch, accepted, now);
+	if (batch == NULL || batch->endpoint != branch->endpoint)
+		return;
+	if (sm_endpoint_token(sm_auth_token_file, &token) != NULL || submit(batch, token) != NULL)
+		return;					/* the next pass finds the same problem, and reports it */
+	branch->in_flight = batch;
+	in_flight++;
+	sm_http_run();
+}
+
 static bool
 take_answers(void)
 {
@@ -303,9 +421,11 @@ take_answers(void)
 		if (!sm_probe_handle(&result))
 		{
 			in_flight--;
+			send_follower(result.tag, &result);
 			sm_delivery_begin();
 			sm_answer_handle(result.tag, &result);
 			sm_session_commit();
+			sm_http_run();
 		}
 	}
 	return any;
@@ -422,6 +542,9 @@ sm_delivery_pass(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	List	   *batches;
+	List	   *followers = NIL;
+	TransactionId xmin;
+	ListCell   *lc;
 	SmRequestTicket ticket;
 	bool		again;
 
@@ -444,10 +567,15 @@ sm_delivery_pass(void)
 	sm_session_commit();
 
 	sm_delivery_begin();
-	batches = pick_batches(now, &again);
+	xmin = GetActiveSnapshot()->xmin;
+	check_horizon(xmin);
+	batches = pick_batches(now, &followers, &again);
 	if (snapshots_left || batches == NIL)
 		snapshots_left = sm_outbox_snapshot_step();
 	sm_session_commit();
+	flush_for(list_concat_copy(batches, followers), xmin);
+	foreach(lc, followers)
+		((SmBatch *) lfirst(lc))->ready_at = now;
 	submit_batches(batches);
 	sm_probe_send_due(now);
 	if (!could_send())

@@ -60,6 +60,9 @@ typedef struct SmBatch
 	int			size;			/* allocated */
 	List	   *asides;			/* of SmAside: settled with it, but not sent */
 
+	bool		needs_flush;	/* some commit of it may not be on disk */
+	TimestampTz ready_at;		/* built, and all its commits are on disk, since then; 0: not yet */
+
 	bool		parked;			/* refused alone, stays built; waits for another to be accepted */
 	int64		refused_at;		/* endpoint's accepted when it was first refused; -1: never */
 	char	   *refusal;		/* error of the refused single event */
@@ -117,6 +120,15 @@ typedef enum SmVerify
 /* Events of a request, until its line shows that more are better. */
 #define SM_USUAL_EVENTS		1000
 
+/* What full requests of a branch have shown about its line; all zero: nothing yet. */
+typedef struct SmLineRates
+{
+	int			requests;		/* with as many events as max_events */
+	double		rate;			/* of the best of them, in events a millisecond */
+	double		rate_of_half;	/* of the best with half as many; 0: not known */
+	int			ceiling;		/* more events than that brought nothing; 0: not known */
+} SmLineRates;
+
 typedef struct SmBranch
 {
 	char	   *id;
@@ -133,7 +145,7 @@ typedef struct SmBranch
 	bool		checking;		/* a probe for sync_run() is in flight */
 	bool		checked;		/* and was answered */
 	int			max_events;		/* of the next batch; adapts to the link */
-	double		best_rate;		/* of full requests, in events a millisecond */
+	SmLineRates line;
 	int			max_exceptions; /* of the next batch of exceptions; 0: as many as of others */
 	int			failures;		/* requests in a row that failed the branch */
 	TimestampTz not_before;		/* no attempt until then */
@@ -178,6 +190,7 @@ extern void sm_delivery_init(Oid extension);
 extern void sm_delivery_begin(void);
 extern void sm_delivery_check_identity(void);
 extern void sm_delivery_token_changed(void);
+extern bool sm_delivery_on_disk(TransactionId xid);
 extern bool sm_delivery_pass(void);
 extern long sm_delivery_timeout_ms(void);
 

@@ -309,6 +309,7 @@ hand_over(Portal cursor, SmOutboxRow row, void *arg)
 			event.actor = TextDatumGetCString(sm_row_datum(i, 9));
 			event.payload = TextDatumGetCString(sm_row_datum(i, 10));
 			event.payload_len = strlen(event.payload);
+			event.xid = DatumGetTransactionId(sm_row_datum(i, 11));
 			event.entity_type = find_entity_type(entity_no);
 			more = row(&event, entity_no, arg);
 			MemoryContextSwitchTo(caller);
@@ -320,7 +321,7 @@ hand_over(Portal cursor, SmOutboxRow row, void *arg)
 }
 
 #define EVENT_COLUMNS \
-	"e.seq, e.id, e.op, e.entity_no, e.entity_id, e.branch_id, e.created_at, e.reason, e.actor, e.payload"
+	"e.seq, e.id, e.op, e.entity_no, e.entity_id, e.branch_id, e.created_at, e.reason, e.actor, e.payload, e.xmin"
 
 /* The rows above a number, in order. */
 void

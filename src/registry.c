@@ -50,7 +50,7 @@ refresh_branch(const SmBranchRow *row)
 	branch->active = row->active;
 	branch->receipts = row->receipts;
 	if (branch->endpoint != endpoint)
-		branch->best_rate = 0;	/* it is another line */
+		branch->line = (SmLineRates) {0};	/* it is another line */
 	branch->endpoint = endpoint;
 	branch->not_before = 0;
 }

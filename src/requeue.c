@@ -72,7 +72,7 @@ sm_requeue_link_back(SmEndpoint *endpoint)
 
 		if (branch->endpoint != endpoint)
 			continue;
-		branch->best_rate = 0;	/* it may be another line */
+		branch->line = (SmLineRates) {0};	/* it may be another line */
 		if (branch->in_flight == NULL)
 			requeue_automatically(branch, "the link is back");
 	}

@@ -22,6 +22,7 @@ sm_session_open(SmBranch *branch, bool manual, const char *user, const char *rea
 	branch->session = sm_outbox_open_session(branch->id, manual, user, reason);
 	branch->manual = manual;
 	branch->session_started = GetCurrentTimestamp();
+	branch->line.ceiling = 0;	/* found out anew in each session */
 	branch->session_reason = MemoryContextStrdup(sm_delivery_cxt,
 												 reason && reason[0] ? reason : AUTOMATIC_REASON);
 }

@@ -31,6 +31,7 @@ typedef struct SmEvent
 	const char *payload;		/* JSON: the data member, {"new":..,"old":..} */
 	int			payload_len;
 	const char *resolution;		/* NULL; or how its conflict was decided: "local", "central" */
+	TransactionId xid;			/* that wrote it to the log; not sent */
 } SmEvent;
 
 /*

@@ -355,7 +355,7 @@ COMMENT ON FUNCTION softmobile.central_allowed(bytea) IS 'Internal: the branches
 
 -- Plans are kept as long as the gateway's connection: one made while the tables were small must do when they are not.
 CREATE FUNCTION softmobile.central_receive(body text, token_hash bytea) RETURNS text
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET work_mem = '32MB'
 AS $$
 #variable_conflict use_column
 DECLARE
