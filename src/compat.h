@@ -62,6 +62,17 @@
 #define SM_LOCK_LXID(l)		((l)->lxid)
 #endif
 
+/* BRIN's functions lost their snapshot in 17. */
+#if PG_VERSION_NUM >= 170000
+#define sm_brin_revmap(index, pages_per_range) brinRevmapInitialize(index, pages_per_range)
+#define sm_brin_tuple(revmap, block, buffer, offset) \
+	brinGetTupleForHeapBlock(revmap, block, buffer, offset, NULL, BUFFER_LOCK_SHARE)
+#else
+#define sm_brin_revmap(index, pages_per_range) brinRevmapInitialize(index, pages_per_range, NULL)
+#define sm_brin_tuple(revmap, block, buffer, offset) \
+	brinGetTupleForHeapBlock(revmap, block, buffer, offset, NULL, BUFFER_LOCK_SHARE, NULL)
+#endif
+
 /*
  * 15 has no public look-up of a setting's record; the record itself stays where
  * it is for the life of the process.

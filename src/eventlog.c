@@ -10,22 +10,28 @@
  *
  * The buffer
  *
- * The events of a statement are gathered and written together: a segment's page
+ * The events of a transaction are gathered and written together: a segment's page
  * takes many rows under one lock and one WAL record, a lane's numbers are drawn
  * in one piece, the segment and its indexes are opened once.  The buffer is
- * flushed when a query or a utility command has done its work, so that an error
- * there is an error of that statement; when it is full, so that memory is bounded;
- * and before a query that reads the log.  An event carries the command that made
- * it, so it is visible as if it had been written at once.
+ * flushed before the commit, or the PREPARE; when it is full, so that memory is
+ * bounded; and before a query or a command that may look at the log, or do
+ * something to it.  An event carries the command that made it where anybody could
+ * still tell, so it is visible as if it had been written at once.
  *
- * Subtransactions.  A statement's own triggers can begin one while events of the
- * outer level are in the buffer.  These cannot be written then, as they would
- * belong to the inner transaction: they keep their place, get their numbers if
- * anything behind them is written, and wait for the end of the subtransaction.
- * Events of a subtransaction that is rolled back leave the buffer; those of one
- * that is released become its parent's.  Levels end from the inside, so the
- * buffer is always ordered by level.  (What waits is not visible to a query
- * within the subtransaction.  No other visibility is lost.)
+ * The segment is locked from the first event on, written or not: whoever is about
+ * to drop the extension waits for it, and counts it.
+ *
+ * Numbers are thus mostly drawn when the transaction commits.  One that is rolled
+ * back, or stays open for hours, mostly has none, and leaves no gap.
+ *
+ * Subtransactions.  The buffer can hold events of several levels.  Those of an
+ * outer one cannot be written while an inner one is open, as they would belong to
+ * it: they keep their place, get their numbers if anything behind them is written,
+ * and wait for the end of the subtransaction.  Events of a subtransaction that is
+ * rolled back leave the buffer; those of one that is released become its
+ * parent's.  Levels end from the inside, so the buffer is always ordered by level.
+ * (What waits is not visible to a query within the subtransaction.  No other
+ * visibility is lost.)
  *
  * Order matters: the transaction id first, then the number, then the row.  The
  * worker relies on it (gaps.c).  Numbers follow the order of the changes, since
@@ -35,17 +41,15 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/index.h"
-#include "catalog/pg_am.h"
 #include "compat.h"
 #include "eventlog.h"
 #include "executor/executor.h"
 #include "guc.h"
+#include "logindex.h"
 #include "miscadmin.h"
 #include "seqno.h"
 #include "shmem.h"
@@ -92,6 +96,8 @@ typedef struct FixedColumns
 	char		op;
 } FixedColumns;
 
+StaticAssertDecl(SM_EVENT_ID == COL_ID + 1, "the column of the id");
+
 #define FIXED(event)	((FixedColumns *) GETSTRUCT((event)->row))
 
 /* A lane by what rows say of it; which one that is, is looked up for each flush. */
@@ -132,7 +138,6 @@ static bool appended = false;	/* in this transaction */
 static bool poke_wanted = false;	/* at its commit, whether the worker hears events or not */
 
 static ExecutorStart_hook_type prev_executor_start = NULL;
-static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_utility = NULL;
 
 /* --- the buffer --- */
@@ -185,6 +190,9 @@ find_target(const char *branch, SmPriority priority)
 	target = &buffer.targets[buffer.ntargets];
 	strlcpy(target->branch, branch, sizeof(target->branch));
 	target->priority = priority;
+	/* A branch that is refused is refused with its row, not with the commit. */
+	if (sm_unknown_branch == SM_UNKNOWN_REFUSE)
+		(void) sm_lanes_find(branch, priority, &target->registered);
 	return buffer.ntargets++;
 }
 
@@ -244,6 +252,8 @@ sm_eventlog_append(const SmNewEvent *new)
 		buffer.events = repalloc(buffer.events, 2 * buffer.room * sizeof(Event));
 		buffer.room *= 2;
 	}
+	if (!appended)
+		sm_lanes_lock_segment();
 	event = &buffer.events[buffer.n];
 	event->subid = GetCurrentSubTransactionId();
 	event->cid = GetCurrentCommandId(true);
@@ -308,137 +318,30 @@ draw_numbers(void)
 	buffer.numbered = buffer.n;
 }
 
-/* The current segment with its indexes. */
-typedef struct Segment
-{
-	Relation	rel;
-	int			nindexes;
-	Relation   *index;
-	IndexInfo **info;
-} Segment;
-
-/* Locks on indexes are kept to the transaction's end, like that on the segment. */
+/* Writes events as the last one's command. */
 static void
-open_segment(Segment *segment)
-{
-	List	   *oids;
-	ListCell   *lc;
-
-	segment->rel = sm_lanes_open_segment();
-	oids = RelationGetIndexList(segment->rel);
-	segment->nindexes = 0;
-	segment->index = palloc(list_length(oids) * sizeof(Relation));
-	segment->info = palloc(list_length(oids) * sizeof(IndexInfo *));
-	foreach(lc, oids)
-	{
-		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
-		IndexInfo  *info = BuildIndexInfo(index);
-
-		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL || info->ii_ExclusionOps != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("index \"%s\" is of a kind that the outbox cannot have", RelationGetRelationName(index)),
-					 errdetail("Expressions, predicates and exclusion constraints are not supported."),
-					 errhint("Drop the index.")));
-		segment->index[segment->nindexes] = index;
-		segment->info[segment->nindexes++] = info;
-	}
-}
-
-static void
-close_segment(Segment *segment)
-{
-	for (int i = 0; i < segment->nindexes; i++)
-	{
-		index_insert_cleanup(segment->index[i], segment->info[i]);
-		index_close(segment->index[i], NoLock);
-	}
-	table_close(segment->rel, NoLock);
-}
-
-static void
-insert_index_row(const Segment *segment, int i, TupleTableSlot *slot)
-{
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
-	IndexInfo  *info = segment->info[i];
-
-	FormIndexDatum(info, slot, NULL, values, nulls);
-	(void) index_insert(segment->index[i], values, nulls, &slot->tts_tid, segment->rel,
-						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
-}
-
-/* Does an index keep the lowest and the highest id of many pages, and nothing else? */
-static bool
-summarizes_ids(const Segment *segment, int i)
-{
-	const IndexInfo *info = segment->info[i];
-
-	return segment->index[i]->rd_rel->relam == BRIN_AM_OID && info->ii_NumIndexAttrs == 1 &&
-		info->ii_IndexAttrNumbers[0] == COL_ID + 1;
-}
-
-static int
-compare_ids(const Event *a, const Event *b)
-{
-	return memcmp(&FIXED(a)->id, &FIXED(b)->id, UUID_LEN);
-}
-
-/* Such an index needs to be told of two rows of each page. */
-static void
-insert_summary(const Segment *segment, int i, const Event *events, TupleTableSlot **slots, int n)
-{
-	for (int k = 0; k < n;)
-	{
-		BlockNumber block = ItemPointerGetBlockNumber(&slots[k]->tts_tid);
-		int			lowest = k;
-		int			highest = k;
-
-		for (k++; k < n && ItemPointerGetBlockNumber(&slots[k]->tts_tid) == block; k++)
-		{
-			if (compare_ids(&events[k], &events[lowest]) < 0)
-				lowest = k;
-			if (compare_ids(&events[k], &events[highest]) > 0)
-				highest = k;
-		}
-		insert_index_row(segment, i, slots[lowest]);
-		if (highest != lowest)
-			insert_index_row(segment, i, slots[highest]);
-	}
-}
-
-/* Writes events that one command made. */
-static void
-insert_rows(const Segment *segment, const Event *events, TupleTableSlot **slots, int n)
+insert_rows(SmLogIndexes *indexes, const Event *events, TupleTableSlot **slots, int n)
 {
 	if (n == 1)
 	{
-		heap_insert(segment->rel, events->row, events->cid, 0, NULL);
+		heap_insert(indexes->segment, events->row, events->cid, 0, NULL);
 		slots[0]->tts_tid = events->row->t_self;
 	}
 	else
-		heap_multi_insert(segment->rel, slots, n, events->cid, 0, NULL);
-
-	for (int i = 0; i < segment->nindexes; i++)
-	{
-		if (!segment->info[i]->ii_ReadyForInserts)
-			continue;
-		if (summarizes_ids(segment, i))
-			insert_summary(segment, i, events, slots, n);
-		else
-			for (int k = 0; k < n; k++)
-				insert_index_row(segment, i, slots[k]);
-	}
+		heap_multi_insert(indexes->segment, slots, n, events[n - 1].cid, 0, NULL);
+	sm_logindex_insert(indexes, slots, n);
 }
 
+/* last: no query of this transaction will look at them any more. */
 static void
-write_events(const Event *events, int n)
+write_events(const Event *events, int n, bool last)
 {
-	Segment		segment;
+	Relation	segment = sm_lanes_open_segment();
+	SmLogIndexes indexes;
 	TupleDesc	desc;
 	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
 
-	open_segment(&segment);
+	sm_logindex_open(&indexes, segment);
 	desc = sm_lanes_event_desc();
 	for (int i = 0; i < n; i++)
 	{
@@ -450,16 +353,17 @@ write_events(const Event *events, int n)
 	{
 		int			from = i;
 
-		while (i < n && events[i].cid == events[from].cid)
+		while (i < n && (last || events[i].cid == events[from].cid))
 			i++;
-		insert_rows(&segment, &events[from], &slots[from], i - from);
+		insert_rows(&indexes, &events[from], &slots[from], i - from);
 	}
-	close_segment(&segment);
+	sm_logindex_close(&indexes);
+	table_close(segment, NoLock);
 }
 
 /* Writes what this level of subtransaction has in the buffer. */
-void
-sm_eventlog_flush(void)
+static void
+flush(bool last)
 {
 	SubTransactionId subid = GetCurrentSubTransactionId();
 	int			first = buffer.n;
@@ -480,12 +384,18 @@ sm_eventlog_flush(void)
 		PushActiveSnapshot(GetTransactionSnapshot());
 	(void) GetCurrentTransactionId();
 	draw_numbers();
-	write_events(&buffer.events[first], buffer.n - first);
+	write_events(&buffer.events[first], buffer.n - first, last);
 	if (needs_snapshot)
 		PopActiveSnapshot();
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(flush_cxt);
 	truncate_buffer(first);
+}
+
+void
+sm_eventlog_flush(void)
+{
+	flush(false);
 }
 
 /* --- when --- */
@@ -501,29 +411,24 @@ start_executor(QueryDesc *query, int eflags)
 		standard_ExecutorStart(query, eflags);
 }
 
-/* Here the triggers of a query have been fired. */
-static void
-finish_executor(QueryDesc *query)
+/* COPY reads a table without the executor; the others may take the log away, or make it another one. */
+static bool
+touches_log(const Node *command)
 {
-	if (prev_executor_finish)
-		prev_executor_finish(query);
-	else
-		standard_ExecutorFinish(query);
-	if (buffer.n > 0)
-		sm_eventlog_flush();
+	return IsA(command, CopyStmt) || IsA(command, DropStmt) || IsA(command, DropOwnedStmt) ||
+		IsA(command, AlterExtensionStmt);
 }
 
-/* COPY fires triggers without the executor. */
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree, ProcessUtilityContext context,
 				ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
+	if (buffer.n > 0 && touches_log(pstmt->utilityStmt))
+		sm_eventlog_flush();
 	if (prev_utility)
 		prev_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 	else
 		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, env, dest, qc);
-	if (buffer.n > 0)
-		sm_eventlog_flush();
 }
 
 static void
@@ -533,9 +438,8 @@ at_transaction_end(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
-			/* Left over where the library was loaded within the statement. */
 			if (buffer.n > 0)
-				sm_eventlog_flush();
+				flush(true);
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
@@ -584,13 +488,12 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *
 void
 sm_eventlog_init(void)
 {
+	sm_logindex_init();
 	RegisterXactCallback(at_transaction_end, NULL);
 	RegisterSubXactCallback(at_subtransaction_end, NULL);
 	RegisterResourceReleaseCallback(at_release, NULL);
 	prev_executor_start = ExecutorStart_hook;
 	ExecutorStart_hook = start_executor;
-	prev_executor_finish = ExecutorFinish_hook;
-	ExecutorFinish_hook = finish_executor;
 	prev_utility = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
 }

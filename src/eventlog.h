@@ -25,10 +25,10 @@ typedef struct SmNewEvent
 
 extern void sm_eventlog_init(void);
 
-/* Appends an event, to be written at the end of the statement at the latest. */
+/* Appends an event, to be written before the commit at the latest. */
 extern void sm_eventlog_append(const SmNewEvent *event);
 
-/* Writes what has been appended; of use only where no statement ends. */
+/* Writes what has been appended, as far as this level of subtransaction goes. */
 extern void sm_eventlog_flush(void);
 
 /* True when this transaction has appended an event (not told apart by savepoint). */

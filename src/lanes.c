@@ -32,6 +32,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 PG_FUNCTION_INFO_V1(softmobile_lanes_changed);
 
@@ -275,8 +276,8 @@ sm_lanes_find(const char *branch, SmPriority priority, bool *registered)
  * A segment may be emptied for its next use once nobody writes to it; so make
  * sure, holding the lock, that the segment still is the current one.
  */
-Relation
-sm_lanes_open_segment(void)
+static Oid
+lock_segment(void)
 {
 	for (;;)
 	{
@@ -287,15 +288,32 @@ sm_lanes_open_segment(void)
 		relid = cache.current_segment;
 		LockRelationOid(relid, RowExclusiveLock);
 		if (!cache.stale && relid == cache.current_segment)
-			return table_open(relid, NoLock);
+			return relid;
 		UnlockRelationOid(relid, RowExclusiveLock);
 	}
+}
+
+/* Held to the end of the transaction, whatever savepoint is rolled back to. */
+void
+sm_lanes_lock_segment(void)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	(void) lock_segment();
+	CurrentResourceOwner = owner;
+}
+
+Relation
+sm_lanes_open_segment(void)
+{
+	return table_open(lock_segment(), NoLock);
 }
 
 TupleDesc
 sm_lanes_event_desc(void)
 {
-	if (!cache.valid)
+	while (cache.stale || !cache.valid)
 		load_outbox();
 	return cache.event_desc;
 }

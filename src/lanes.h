@@ -39,7 +39,11 @@ extern SmPriority sm_lanes_priority(const char *word);
  */
 extern SmLaneRef sm_lanes_find(const char *branch, SmPriority priority, bool *registered);
 
-/* The segment that takes new events, opened with RowExclusiveLock. */
+/*
+ * The segment that takes new events, RowExclusiveLock on it to the end of the
+ * transaction; and opened, with the lock kept by the current resource owner.
+ */
+extern void sm_lanes_lock_segment(void);
 extern Relation sm_lanes_open_segment(void);
 
 /* What a row of the log looks like; valid until lanes or the segment are looked up again. */

@@ -23,6 +23,9 @@ my $node = $shop->node;
 $shop->sql("ALTER SYSTEM SET softmobile.reason = 'venta normal'; SELECT pg_reload_conf()");
 $node->poll_query_until('postgres', "SELECT softmobile.current_reason() IS NOT NULL");
 
+# Numbers are drawn at commit, unless the transaction looks at the log before, or has written much.
+my $draw = 'SELECT FROM softmobile.outbox_event LIMIT 0';
+
 my $first = 0;
 
 # Subjects that central got since the last call.
@@ -41,7 +44,7 @@ sub wait_for { my ($n) = @_; return $central->wait_for_events($first + $n); }
 # Late commits
 
 my $late = $node->background_psql('postgres');
-$late->query_safe(q{BEGIN; INSERT INTO sale VALUES ('late', '1')});
+$late->query_safe("BEGIN; INSERT INTO sale VALUES ('late', '1'); $draw");
 $shop->sell(1, 'early');
 wait_for(1);
 is(arrived(), 'early', 'what commits first goes first');
@@ -59,7 +62,7 @@ $shop->settled_is_contiguous('invariant 5: the gap is closed');
 
 # Several at once, ending in another order than they began; some roll back
 my @open = map { $node->background_psql('postgres') } 1 .. 6;
-$open[ $_ - 1 ]->query_safe("BEGIN; INSERT INTO sale VALUES ('open-$_', '1'); INSERT INTO customer VALUES ('open-c$_', '1')")
+$open[ $_ - 1 ]->query_safe("BEGIN; INSERT INTO sale VALUES ('open-$_', '1'); INSERT INTO customer VALUES ('open-c$_', '1'); $draw")
   foreach 1 .. 6;
 $shop->sell(1, 'between');
 wait_for(1);
@@ -79,7 +82,7 @@ is(arrived(), '', '... and nothing arrives');
 
 # The same row, changed by one transaction after the other, with a late one in between
 my $holder = $node->background_psql('postgres');
-$holder->query_safe(q{BEGIN; UPDATE sale SET note = 'held' WHERE id = 'early'});
+$holder->query_safe("BEGIN; UPDATE sale SET note = 'held' WHERE id = 'early'; $draw");
 my $waiter = $node->background_psql('postgres');
 $waiter->query_until(qr/asked/, "\\echo asked\nUPDATE sale SET note = 'after' WHERE id = 'early';\n");
 $node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE%'});
@@ -104,7 +107,7 @@ $shop->result_is(q{SELECT count(*) FROM softmobile.outbox_batch WHERE kind = 'vo
 
 $shop->sql(q{BEGIN; INSERT INTO sale VALUES ('kept-1', '1');
 	SAVEPOINT a; INSERT INTO sale VALUES ('lost-1', '1'); SAVEPOINT b; INSERT INTO sale VALUES ('lost-2', '1');
-	RELEASE SAVEPOINT b; ROLLBACK TO SAVEPOINT a; INSERT INTO sale VALUES ('kept-2', '1');
+	RELEASE SAVEPOINT b; SELECT FROM softmobile.outbox_event LIMIT 0; ROLLBACK TO SAVEPOINT a; INSERT INTO sale VALUES ('kept-2', '1');
 	SAVEPOINT c; INSERT INTO sale VALUES ('kept-3', '1'); RELEASE SAVEPOINT c; COMMIT});
 wait_for(3);
 is(arrived(), 'kept-1 kept-2 kept-3', 'invariant 1: savepoints');
@@ -116,8 +119,8 @@ $shop->settled_is_contiguous('invariant 5: settled is contiguous');
 
 # A backend that dies with rows written
 my $dies = $node->background_psql('postgres', on_error_stop => 0, on_error_die => 0);
-$dies->query_safe(q{BEGIN; INSERT INTO sale VALUES ('never', '1')});
-my $its_pid = $shop->sql(q{SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%never%'});
+my $its_pid = $dies->query_safe('SELECT pg_backend_pid()');
+$dies->query_safe("BEGIN; INSERT INTO sale VALUES ('never', '1'); $draw");
 $shop->sell(1, 'behind');
 wait_for(1);
 $shop->sql("SELECT pg_terminate_backend($its_pid)");
@@ -183,6 +186,7 @@ BEGIN;
 INSERT INTO sale VALUES ('r' || :x || '-' || :client_id, '1') ON CONFLICT DO NOTHING;
 INSERT INTO draft VALUES ('r' || :x || '-' || :client_id, '2') ON CONFLICT DO NOTHING;
 UPDATE customer SET note = (note::int + 1)::text WHERE id = 'k' || :a;
+SELECT FROM softmobile.outbox_event LIMIT 0;
 ROLLBACK;
 },
 		'043_late@2' => q{
@@ -190,9 +194,11 @@ ROLLBACK;
 \set x random(1, 1000000000)
 BEGIN;
 INSERT INTO sale VALUES ('l' || :x || '-' || :client_id, '1') ON CONFLICT DO NOTHING;
+SELECT FROM softmobile.outbox_event LIMIT 0;
 SELECT pg_sleep(0.05);
 SAVEPOINT s;
 UPDATE customer SET note = (note::int + 1)::text WHERE id = 'k' || :a;
+SELECT FROM softmobile.outbox_event LIMIT 0;
 ROLLBACK TO SAVEPOINT s;
 UPDATE customer SET note = (note::int + 1)::text WHERE id = 'k' || :a;
 COMMIT;

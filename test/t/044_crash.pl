@@ -82,6 +82,7 @@ COMMIT;
 \\set x random(1, 1000000000)
 BEGIN;
 INSERT INTO sale VALUES ('$round-r-' || :x, '1') ON CONFLICT DO NOTHING;
+SELECT FROM softmobile.outbox_event LIMIT 0;
 ROLLBACK;
 });
 	my $load = IPC::Run::start([ 'pgbench', '-n', '-c', 4, '-T', 30, '-f', "$script\@4", '-f', "$script.back\@1",

@@ -126,7 +126,7 @@ $central->refuse;
 my $late = $node->background_psql('postgres', on_error_stop => 1);
 $late->query_safe(q{SET softmobile.reason = 'venta tardía'});
 $late->query_safe('BEGIN');
-$late->query_safe(q{INSERT INTO sale (id, branch) VALUES ('late', '1')});
+$late->query_safe(q{INSERT INTO sale (id, branch) VALUES ('late', '1'); SELECT FROM softmobile.outbox_event LIMIT 0});
 $shop->sell_many(1, 'T', 5000);
 $shop->change(q{INSERT INTO customer SELECT i, '1' FROM generate_series(1, 5000) i});
 my $tiles = q{SELECT coalesce(sum(t.events), 0) FROM softmobile.outbox_tile t JOIN softmobile.outbox_lane l ON l.lane_id = t.log_id WHERE l.branch_id = '1' AND l.priority = };
