@@ -170,17 +170,17 @@ verdict_error(const SmEventVerdict *verdict)
 }
 
 /*
- * An event in conflict whose entity has an exception before it waits for that one:
- * what becomes of the first decides about it too.
+ * An event whose entity has an exception before it waits for that one, whatever
+ * central says of it: it could not be right without the first.
  */
 static bool
-record_follower(SmBatch *batch, int i, const char *kind)
+record_follower(SmBatch *batch, int i)
 {
 	SmLane	   *lane = batch->lane;
 	const SmBlockedEntity *earlier;
 	SmExceptionRow row = {.kind = "waiting"};
 
-	if (lane == NULL || strcmp(kind, "conflict") != 0)
+	if (lane == NULL)
 		return false;
 	earlier = sm_batch_blocked(batch->branch, batch->entity_nos[i], batch->events[i].entity_id);
 	if (earlier == NULL)
@@ -200,7 +200,7 @@ record_verdict(SmBatch *batch, int i, const char *kind, const char *error, const
 	TimestampTz now = GetCurrentTimestamp();
 	SmExceptionRow row = {.kind = kind, .error_message = error, .central_row = current, .last_attempt_at = now};
 
-	if (record_follower(batch, i, kind))
+	if (record_follower(batch, i))
 		return;
 	row.attempt_count = 1 + (batch->attempts ? batch->attempts[i] : 0);
 	if (strcmp(kind, "rejected") == 0 && row.attempt_count < sm_max_attempts)

@@ -176,6 +176,19 @@ $shop->comes_to(
 $again->answer('receipt');
 $shop->drains('... and all arrive in the end', 'again');
 is(join(' ', map { $_->{data}{new}{note} // 1 } $again->events), '1 2 3', '... in order');
+# So they do when all of them were sent, and refused, in one batch.
+my $once = branch('once', 'reject', subjects => { 'T-2' => 'no' });
+$shop->sql("SELECT softmobile.register_branch('once', 'once', '" . $once->url . "', active => false)");
+$shop->sell('once', 'T-2');
+$shop->change(map { "UPDATE sale SET note = '$_' WHERE id = 'T-2'" } 2, 3);
+$shop->sql("SELECT softmobile.register_branch('once', 'once', '" . $once->url . "', active => true)");
+$shop->comes_to(q{SELECT kind, state FROM softmobile.outbox_exception WHERE branch_id = 'once' ORDER BY seq},
+	"rejected|failed\nwaiting|failed\nwaiting|failed", 'refused together, the later ones wait for the first');
+$once->answer('receipt');
+$shop->sql("SELECT softmobile.sync_outbox_retry(ARRAY[max(id::text)::uuid], 'the last of them') FROM softmobile.sync_outbox WHERE entity_id = 'T-2'");
+$shop->drains('... and follow it', 'once');
+is(join(' ', map { $_->{data}{new}{note} // 1 } $once->events), '1 2 3', '... in order');
+
 
 my $differ = branch('differ', 'conflict', subjects => { 'K-1' => { id => 'K-1', note => 'central' } });
 $shop->sell('differ', 'K-1', 'K-2');
