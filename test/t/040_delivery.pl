@@ -378,5 +378,22 @@ is($central->duplicates, 0, 'none twice');
 cmp_ok(scalar($central->batches), '<=', 60, 'in few requests (' . scalar($central->batches) . ')');
 $shop->settled_is_contiguous('settled is one range');
 
+# What follows a batch is ready before that is answered; still no urgent event waits for more of a long queue than that.
+$node->append_conf('postgresql.conf', 'softmobile.batch_max_events = 100');
+$node->reload;
+$central->answer('receipt', delay => 0.03);
+my $before = scalar($central->events);
+in_one_go(1, 'Centro', $central, q{INSERT INTO draft SELECT 'L-' || i, '1', 'low' FROM generate_series(1, 6000) i});
+$central->wait_for_events($before + 500);
+$shop->sell(1, 'urgent');
+my $already = scalar($central->events);
+$shop->drains('a long queue, and something urgent');
+my @order = map { $_->{subject} } $central->events;
+my ($place) = grep { $order[$_] eq 'urgent' } 0 .. $#order;
+cmp_ok($place - $already, '<=', 300, 'HIGH goes before all but what is on its way, and what follows that');
+is(join(' ', grep { /^L-/ } @order), join(' ', map { "L-$_" } 1 .. 6000), 'a lane goes by number, whatever is sent ahead of settling');
+is($central->duplicates, 0, '... and nothing twice');
+$shop->settled_is_contiguous('... and settled is one range');
+
 $shop->stop;
 done_testing();
