@@ -210,6 +210,7 @@ form_row(const SmNewEvent *new)
 {
 	Datum		values[EVENT_COLUMNS];
 	bool		nulls[EVENT_COLUMNS] = {0};
+	TupleDesc	desc = sm_lanes_event_desc();
 	TimestampTz now = GetCurrentTimestamp();
 	pg_uuid_t	id;
 	MemoryContext caller;
@@ -233,9 +234,9 @@ form_row(const SmNewEvent *new)
 	SET_VARSIZE(new->payload->data, new->payload->len);
 	values[COL_PAYLOAD] = PointerGetDatum(new->payload->data);
 
-	Assert(sm_lanes_event_desc()->natts == EVENT_COLUMNS);
+	Assert(desc->natts == EVENT_COLUMNS);
 	caller = MemoryContextSwitchTo(buffer.row_cxt);
-	row = heap_form_tuple(sm_lanes_event_desc(), values, nulls);
+	row = heap_form_tuple(desc, values, nulls);
 	MemoryContextSwitchTo(caller);
 	return row;
 }
@@ -276,12 +277,13 @@ tell_branch(Event *event, const char *branch)
 	Datum		values[EVENT_COLUMNS];
 	bool		nulls[EVENT_COLUMNS];
 	bool		replaces[EVENT_COLUMNS] = {[COL_BRANCH_ID] = true};
+	TupleDesc	desc = sm_lanes_event_desc();
 	HeapTuple	row = event->row;
 	MemoryContext caller;
 
 	set_text(values, nulls, COL_BRANCH_ID, branch);
 	caller = MemoryContextSwitchTo(buffer.row_cxt);
-	event->row = heap_modify_tuple(row, sm_lanes_event_desc(), values, nulls, replaces);
+	event->row = heap_modify_tuple(row, desc, values, nulls, replaces);
 	MemoryContextSwitchTo(caller);
 	poke_wanted = true;
 	buffer.bytes += event->row->t_len - row->t_len;

@@ -310,6 +310,11 @@ sm_lanes_open_segment(void)
 	return table_open(lock_segment(), NoLock);
 }
 
+/*
+ * A row says of which type it is, and the server's newer minor releases (15.20
+ * and 17.12 among them) look at it: the type must be that of the log which is
+ * there now, not of one that DROP EXTENSION has removed.
+ */
 TupleDesc
 sm_lanes_event_desc(void)
 {
