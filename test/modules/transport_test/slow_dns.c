@@ -18,7 +18,8 @@ ends_in(const char *name, const char *suffix)
 		strcmp(name + strlen(name) - strlen(suffix), suffix) == 0;
 }
 
-int
+/* PostgreSQL 16 and later hand on -fvisibility=hidden. */
+__attribute__((visibility("default"))) int
 getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
 			struct addrinfo **result)
 {
