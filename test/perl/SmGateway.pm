@@ -40,10 +40,13 @@ sub program
 	return $program;
 }
 
-# A server with the extension and a role for the gateway.
+# A server with the extension and a role for the gateway; name, install_path: of another PostgreSQL.
 sub start_central
 {
-	$node = PostgreSQL::Test::Cluster->new('central');
+	my (%options) = @_;
+	my $name = delete $options{name} // 'central';
+
+	$node = PostgreSQL::Test::Cluster->new($name, %options);
 	$node->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 	$node->start;
 	$node->safe_psql(

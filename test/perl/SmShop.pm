@@ -33,15 +33,15 @@ use Time::HiRes qw(usleep);
 =head2 new(%options)
 
 name; url: central_url of the server; branches: registered with it; conf: more
-settings; init: options of the node's init(). Short backoffs are not set: tests
-of time say what they need.
+settings; init: options of the node's init(); install_path: of another PostgreSQL.
+Short backoffs are not set: tests of time say what they need.
 
 =cut
 
 sub new
 {
 	my ($class, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($options{name} // 'shop');
+	my $node = PostgreSQL::Test::Cluster->new($options{name} // 'shop', exists $options{install_path} ? (install_path => $options{install_path}) : ());
 	my $self = bless { node => $node }, $class;
 	my $url = $options{url} // '';
 

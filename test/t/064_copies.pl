@@ -1,11 +1,13 @@
 # Invariant 7 with our own central: a database set back, promoted, cloned or
 # upgraded never makes central take a new event for an old one, and never hides a
 # lost one.  (Lagging standbys, copies by template and dumps: 045_epoch.pl; a
-# snapshot of the storage: 059_verify.pl.)
+# snapshot of the storage: 059_verify.pl.)  pg_upgrade starts from this version and
+# from each that SM_OLD_PG_CONFIG names, for which the library must be installed.
 
 use strict;
 use warnings;
 
+use File::Basename qw(dirname);
 use FindBin;
 use lib "$FindBin::Bin/../perl";
 
@@ -54,6 +56,29 @@ sub at_central
 sub forks
 {
 	return $central->safe_psql('postgres', 'SELECT count(*) FROM softmobile.central_fork');
+}
+
+sub version
+{
+	my ($node) = @_;
+	return $node->config_data('--version') =~ /([\d.]+\w*)/ ? $1 : die 'no version';
+}
+
+# A stopped server's cluster brought to the version that is tested: pg_upgrade.
+sub upgrade
+{
+	my ($old, $name, %init) = @_;
+	my $new = PostgreSQL::Test::Cluster->new($name);
+	my $what = 'pg_upgrade of ' . $old->name . ' from ' . version($old) . ' to ' . version($new);
+
+	diag("tested: $what");
+	$new->init(%init);
+	$new->append_conf('postgresql.conf', "shared_preload_libraries = 'softmobile'\n");
+	chdir $new->basedir or die "chdir: $!";
+	$new->command_ok([ 'pg_upgrade', '--no-sync', '-b', $old->config_data('--bindir'), '-B', $new->config_data('--bindir'), '-d', $old->data_dir, '-D', $new->data_dir,
+		'-p', $old->port, '-P', $new->port, '-s', $new->host ], $what);
+	chdir $FindBin::Bin;
+	return $new;
 }
 
 # ---------------------------------------------------------------------------
@@ -121,14 +146,8 @@ stop_gateway($gateway);
 sell($standby, map { "G-$_" } 1 .. 7);
 $standby->stop;
 
-my $upgraded = PostgreSQL::Test::Cluster->new('upgraded');
-my $bin = $standby->config_data('--bindir');
-$upgraded->init;
-$upgraded->append_conf('postgresql.conf', "shared_preload_libraries = 'softmobile'\n");
-chdir $upgraded->basedir or die "chdir: $!";
-$upgraded->command_ok([ 'pg_upgrade', '--no-sync', '-b', $bin, '-B', $bin, '-d', $standby->data_dir, '-D', $upgraded->data_dir, '-p', $standby->port, '-P', $upgraded->port,
-	'-s', $upgraded->host ], 'pg_upgrade');
-chdir $FindBin::Bin;
+my $upgraded = upgrade($standby, 'upgraded');
+
 $gateway = start_gateway();
 $upgraded->append_conf('postgresql.conf', "softmobile.central_url = 'http://127.0.0.1:$gateway->{port}'\nsoftmobile.auth_token_file = '$token_file'\nsoftmobile.probe_interval = 1s\n");
 $upgraded->start;
@@ -175,6 +194,119 @@ else
 is($central->safe_psql('postgres', "SELECT count(*) FROM softmobile.central_inbox WHERE entity_id ~ '^[IJ]-'"), 12, 'invariant 7: clone: noticed, nothing dropped');
 
 $_->stop foreach $upgraded, $clone;
+
+# ---------------------------------------------------------------------------
+# pg_upgrade of both sides from older versions of PostgreSQL, headquarters first: with delivered events, open conflicts, what
+# waits behind them and for the link, and two epochs
+
+# All rows of these, each with its order.
+sub contents
+{
+	my ($node, @tables) = @_;
+	return join("\n", map { $node->safe_psql('postgres', "SELECT * FROM softmobile.$_") } @tables);
+}
+
+# What an upgrade must not change, and what does not change by itself while central is away.
+my @of_shop = (
+	'outbox_event ORDER BY id',
+	'outbox_exception ORDER BY id',
+	'outbox_batch ORDER BY batch_id',
+	q{sync_history WHERE status = 'success' ORDER BY id},
+	'branch ORDER BY branch_id',
+	'captured_table ORDER BY relation');
+my @of_central = map { "$_ ORDER BY 1, 2, 3, 4, 5" } qw(central_inbox central_projection central_lane central_span central_conflict central_token);
+
+sub statuses
+{
+	my ($shop) = @_;
+	return $shop->sql("SELECT status = 'SENT', count(*), count(*) FILTER (WHERE conflict_flag) FROM softmobile.sync_outbox GROUP BY 1 ORDER BY 1");
+}
+
+sub upgrade_from
+{
+	my ($pg_config) = @_;
+	chomp(my $bin = `"$pg_config" --bindir`);
+	my ($major) = `"$pg_config" --version` =~ /PostgreSQL (\d+)/;
+	my %install = (install_path => dirname($bin));
+	my $hq = start_central(name => "central_$major", %install);
+	my $token = "$PostgreSQL::Test::Utils::tmp_check/token.$major";
+
+	append_to_file($token, token('b1'));
+	chmod 0600, $token or die "chmod: $!";
+	$gateway = start_gateway();
+	my $conf = "softmobile.probe_interval = 1s\nsoftmobile.retry_interval = 2s\nsoftmobile.auth_token_file = '$token'\n";
+	my $old = SmShop->new(name => "shop_$major", %install, url => "http://127.0.0.1:$gateway->{port}", branches => ['b1'], conf => $conf);
+
+	$old->sql(q{ALTER DATABASE postgres SET softmobile.branch_id = 'b1'});
+	is($_->safe_psql('postgres', "SELECT current_setting('server_version_num')::integer / 10000"), $major, "from $major: " . $_->name) foreach $hq, $old->node;
+	$old->sell_many('b1', 'A', 50);
+	$old->sql(q{BEGIN; SET LOCAL softmobile.reason = 'venta normal'; INSERT INTO sale VALUES ('never', 'b1'); ROLLBACK});
+	$old->sell('b1', 'A-51');
+	$old->drains("from $major: the shop has sold");
+	$old->comes_to(q{SELECT count(*) FROM softmobile.outbox_batch WHERE kind = 'void'}, 1, "from $major: a number is void");
+
+	# Both sides change the same rows; one decision is still to come when the servers are upgraded, one has been made.
+	foreach my $id ('A-1', 'A-2')
+	{
+		$hq->safe_psql('postgres', "SELECT softmobile.central_change('b1', 'sale', '$id',
+			(SELECT row || '{\"note\": \"headquarters\"}' FROM softmobile.central_projection WHERE entity_id = '$id'), 'price list')");
+		$old->change("UPDATE sale SET note = 'shop' WHERE id = '$id'");
+	}
+	$old->comes_to('SELECT count(DISTINCT id) FROM softmobile.sync_conflicts', 2, "from $major: conflicts");
+	stop_gateway($gateway);
+	$old->change(q{UPDATE sale SET note = 'shop again' WHERE id = 'A-1'});
+	$old->sell_many('b1', 'B', 20);
+	$old->sql(q{SELECT softmobile.open_epoch('before the upgrade')});
+	$old->sell_many('b1', 'C', 10);
+	$old->change(q{INSERT INTO customer VALUES ('c', 'b1')}, q{INSERT INTO draft VALUES ('d', 'b1')}, q{UPDATE sale SET note = 'shop' WHERE id = 'A-3'});
+	$old->sql(q{SELECT softmobile.resolve_conflict(id, 'central', 'asked the manager') FROM softmobile.sync_conflicts WHERE entity_id = 'A-2'});
+	$old->comes_to('SELECT count(*) FROM softmobile.outbox_request', 0, "from $major: the decision is taken up");
+	$old->fails_with(qr/^offline/m, "from $major: what waits has been tried");
+
+	my $at_hq = contents($hq, @of_central);
+	$hq->stop;
+	$hq = upgrade($hq, "central_$major\_upgraded", extra => [ '--encoding=UTF8', '--locale=C' ]);
+	$hq->start;
+	is(contents($hq, @of_central), $at_hq, "from $major: headquarters: all rows are there");
+
+	my $epochs = $old->sql('SELECT count(*) FROM softmobile.outbox_epoch WHERE registered');
+	is(statuses($old), "f|37|2\nt|51|0", "from $major: shop: what has been sent, and what waits");
+	my $at_shop = contents($old->node, @of_shop);
+	$old->stop;
+	my $new = bless { node => upgrade($old->node, "shop_$major\_upgraded") }, 'SmShop';
+	$new->node->append_conf('postgresql.conf', $conf);
+	$new->node->start;
+	is(contents($new->node, @of_shop), $at_shop, "from $major: shop: all events, exceptions, the ledger, sessions, branches and tables are there");
+	is(statuses($new), "f|37|2\nt|51|0", "from $major: shop: what was sent is sent, what waited waits");
+	is($new->sql('SHOW softmobile.branch_id'), 'b1', "from $major: shop: settings of the database");
+	$new->comes_to("SELECT string_agg(why, ', ' ORDER BY epoch_no) FROM (SELECT * FROM softmobile.outbox_epoch WHERE registered ORDER BY epoch_no OFFSET $epochs) e",
+		'another server', "from $major: one new epoch");
+	$new->sell_many('b1', 'D', 10);
+
+	use_central($hq);
+	$gateway = start_gateway();
+	$new->node->append_conf('postgresql.conf', "softmobile.central_url = 'http://127.0.0.1:$gateway->{port}'\n");
+	$new->node->reload;
+	$new->comes_to(q{SELECT string_agg(DISTINCT entity_id, ' ') FROM softmobile.sync_outbox WHERE status <> 'SENT'}, 'A-1', "from $major: all is sent but what an open conflict holds back");
+	$new->sql(q{SELECT softmobile.resolve_conflict(id, 'local', 'asked the manager') FROM (SELECT DISTINCT id FROM softmobile.sync_conflicts) c});
+	$new->drains("from $major: and that when it is decided");
+
+	is($hq->safe_psql('postgres', 'SELECT id FROM softmobile.central_inbox ORDER BY id'), $new->sql('SELECT id FROM softmobile.outbox_event ORDER BY id'),
+		"from $major: invariant 7: each event is at headquarters once");
+	is($hq->safe_psql('postgres', q{SELECT row FROM softmobile.central_projection WHERE NOT deleted ORDER BY entity_type, entity_id}),
+		$new->sql(join(' UNION ALL ', map { qq{SELECT * FROM (SELECT to_jsonb(t) FROM $_ t ORDER BY id COLLATE "C") $_} } qw(customer draft sale))),
+		"from $major: headquarters' rows are the shop's");
+	is($new->sql(q{SELECT string_agg(note, ', ' ORDER BY id) FROM sale WHERE id IN ('A-1', 'A-2', 'A-3')}), 'shop again, headquarters, shop', "from $major: as decided before and after");
+	is($new->sql(q{SELECT bool_and(equal), count(*) > 3 FROM softmobile.verify_delivery('b1')}), 't|t', "from $major: verify_delivery() says equal, contents too");
+	is($hq->safe_psql('postgres', 'SELECT count(*) FROM softmobile.central_fork'), 0, "from $major: no fork");
+	$new->settled_is_contiguous("from $major: every number is settled");
+	$new->stop;
+	stop_gateway($gateway);
+	$hq->stop;
+	return;
+}
+
 stop_gateway($gateway);
 $central->stop;
+upgrade_from($_) foreach split ' ', $ENV{SM_OLD_PG_CONFIG} // '';
 done_testing();

@@ -62,11 +62,11 @@ remove_workspace()
 	if [ -n "${SM_KEEP_WORK:-}" ]; then printf 'kept: %s\n' "$work"; else rm -rf "$work"; fi
 }
 
-# private_postgres: a copy of the installed PostgreSQL below $work, so that nothing on the machine is changed.
+# private_postgres [PG_CONFIG]: a copy of an installed PostgreSQL below $work, so that nothing on the machine is changed.
 # Its programs find their files relative to themselves. Sets $bin and $pg_config.
 private_postgres()
 {
-	local config=${PG_CONFIG:-pg_config} dir path
+	local config=${1:-${PG_CONFIG:-pg_config}} dir path
 	for dir in --bindir --sharedir --pkglibdir; do
 		path=$("$config" $dir)
 		[ "$dir" = --bindir ] && path=$(dirname "$path")
@@ -83,20 +83,49 @@ private_postgres()
 		{ echo "This PostgreSQL cannot be copied: $("$pg_config" --sharedir)" >&2; return 1; }
 }
 
-# private_build [VARIABLE=VALUE...]: the tree, built and installed into the private PostgreSQL; the copy is in $tree.
+# older_postgres: the pg_config of each older PostgreSQL that this one can be upgraded from and that extensions can be built for:
+# of those in SM_OLD_PG_CONFIG, else of those that lie beside it as Debian's do.
+older_postgres()
+{
+	local config this version
+	config=${PG_CONFIG:-pg_config}
+	this=$("$config" --version | sed -n 's/^PostgreSQL \([0-9]*\).*/\1/p')
+	# shellcheck disable=SC2086
+	for config in ${SM_OLD_PG_CONFIG-$(dirname "$(dirname "$("$config" --bindir)")")/*/bin/pg_config}; do
+		version=$("$config" --version 2>/dev/null | sed -n 's/^PostgreSQL \([0-9]*\).*/\1/p')
+		if [ -n "$version" ] && [ "$version" -ge 15 ] && [ "$version" -lt "$this" ] &&
+			[ -e "$("$config" --pgxs)" ] && [ -e "$("$config" --includedir-server)/postgres.h" ]; then
+			printf '%s\n' "$config"
+		fi
+	done
+}
+
+# make_quietly ARGUMENT...: make, for the private PostgreSQL; speaks when it fails.
+make_quietly()
+{
+	make -s PG_CONFIG="$pg_config" with_llvm=no "$@" >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+}
+
+# build_in DIRECTORY [VARIABLE=VALUE...]: a copy of the tree, built there and installed into the private PostgreSQL.
+build_in()
+{
+	local copy=$1
+	shift
+	mkdir "$copy"
+	(cd "$top" && tar -cf - --exclude=.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./tmp_check --exclude=./results .) |
+		tar -xf - -C "$copy" --no-same-owner
+	make_quietly "$@" -C "$copy" -j"$(nproc)" all && make_quietly "$@" -C "$copy" install
+}
+
+# private_build [VARIABLE=VALUE...]: the extension and the modules of its tests; the copy of the tree is in $tree.
 private_build()
 {
-	local -a make
+	local module
 	tree=$work/tree
-	mkdir "$tree"
-	(cd "$top" && tar -cf - --exclude=.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./tmp_check --exclude=./results .) |
-		tar -xf - -C "$tree" --no-same-owner
-	make=(make -s PG_CONFIG="$pg_config" with_llvm=no "$@")
-	"${make[@]}" -C "$tree" -j"$(nproc)" all >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
-	"${make[@]}" -C "$tree" install >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+	build_in "$tree" "$@" || return
 	for module in "$tree"/test/modules/*/; do
 		[ -e "$module/Makefile" ] || continue
-		"${make[@]}" -C "$module" all >"$work/build.log" 2>&1 || { cat "$work/build.log"; return 1; }
+		make_quietly "$@" -C "$module" all || return
 	done
 	chown -R "$run_as" "$tree"
 }
