@@ -13,7 +13,7 @@ extern void sm_answer_handle(SmBatch *batch, const SmHttpResult *result);
 extern void sm_answer_unsendable(SmBatch *batch, const char *error);
 extern void sm_answer_nothing_else(SmLane *lane);
 
-/* Anywhere. */
+/* Within a transaction. */
 pg_nodiscard extern bool sm_answer_accepts_all(const SmBatch *batch, const SmHttpResult *result);
 
 #endif							/* SM_ANSWER_H */

@@ -386,7 +386,8 @@ find_follower(const SmBranch *branch, const SmBatch *before, TimestampTz now)
 /*
  * Sends what follows a batch that was accepted, before that one is settled: central
  * need not wait for it.  Only if the branch has nothing else to do that a batch on
- * its way would hold up.
+ * its way would hold up.  Within a transaction, as receipts may have to be converted
+ * to the server's encoding.
  */
 static void
 send_follower(SmBatch *accepted, const SmHttpResult *result)
@@ -421,8 +422,8 @@ take_answers(void)
 		if (!sm_probe_handle(&result))
 		{
 			in_flight--;
-			send_follower(result.tag, &result);
 			sm_delivery_begin();
+			send_follower(result.tag, &result);
 			sm_answer_handle(result.tag, &result);
 			sm_session_commit();
 			sm_http_run();

@@ -227,5 +227,18 @@ is(join(' ', map { $_->{data}{new}{note} // 0 } grep { $_->{subject} eq 'B-1' } 
 is(scalar($rush->events), 141, 'invariant 2: all of them');
 
 $shop->settled_is_contiguous('invariant 5: settled is contiguous, exceptions included');
+
+# Receipts are read in a database of another encoding too, while a batch that could follow is ready.
+my $latin = SmReceiver->new;
+$latin->answer('reject', delay => 0.02, subjects => { 'X-98' => "a\x{f1}o" });
+$node->safe_psql('postgres', q{CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'});
+$shop->set_up('latin');
+$node->safe_psql('latin', "SET softmobile.reason = 'venta normal';
+	INSERT INTO sale SELECT 'X-' || i, 'latin' FROM generate_series(1, 100) i;
+	SELECT softmobile.register_branch('latin', 'latin', '" . $latin->url . "')");
+ok($node->poll_query_until('latin', q{SELECT string_agg(status || convert_to(coalesce(' ' || error_message, ''), 'UTF8')::text || count, ' ' ORDER BY status)
+	FROM (SELECT status, error_message, count(*) FROM softmobile.sync_outbox GROUP BY 1, 2) s},
+	'FAILED\x2072656a65637465643a2061c3b16f1 SENT\x99'), 'LATIN1: a receipt with more than ASCII');
+is($node->safe_psql('latin', q{SELECT count(*) FROM softmobile.sync_history WHERE status = 'failed'}), 0, '... and the worker does not stumble over it');
 $shop->stop;
 done_testing();
