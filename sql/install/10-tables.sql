@@ -119,7 +119,9 @@ CREATE TABLE softmobile.outbox_event (
 	reason text,
 	folio text,
 	amount numeric,
-	payload json NOT NULL
+	payload json NOT NULL,
+	-- The parent is empty. Without an index a plan in which sequential scans are disabled would cost the same, endlessly much, whatever it does with the segments.
+	PRIMARY KEY (lane_id, seq)
 );
 COMMENT ON TABLE softmobile.outbox_event IS 'The log: one immutable row per captured change. Its rows live in the segments outbox_event_1 to _4, which are recycled in turn.';
 COMMENT ON COLUMN softmobile.outbox_event.seq IS 'Number within the lane''s log.';

@@ -41,6 +41,16 @@ END
 $$;
 COMMENT ON FUNCTION softmobile.ledger_of(integer, bigint) IS 'The ledger row of an event: when and with how many attempts the batch was settled that it was in. NULL: not settled.';
 
+-- Not SQL, which the planner would look into: it would expect so many numbers of a failed batch that it reads the whole log for them, or compiles the plan first.
+CREATE FUNCTION softmobile.numbers_of(numbers int8multirange) RETURNS SETOF bigint
+LANGUAGE plpgsql IMMUTABLE STRICT ROWS 10 SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RETURN QUERY SELECT generate_series(lower(r), upper(r) - 1) FROM unnest(numbers) AS r;
+END
+$$;
+COMMENT ON FUNCTION softmobile.numbers_of(int8multirange) IS 'The numbers in a bounded set, each for itself: the members of a batch.';
+
 -- The lanes of unregistered branches deliver nothing themselves: what is in them counts in the lanes of the branches,
 -- and until its branch has some, it waits.
 CREATE VIEW softmobile.sync_outbox AS
@@ -57,7 +67,8 @@ SELECT e.id, l.branch_id, t.entity_type, e.entity_id,
 	e.payload, e.reason, e.actor, 'FAILED', l.priority, l.attempt_count, l.last_attempt_at, l.error_message,
 	false, e.created_at, coalesce(l.last_attempt_at, e.created_at)
 FROM softmobile.outbox_lane_state l
-	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq >= lower(l.failed) AND e.seq < upper(l.failed) AND l.failed @> e.seq
+	CROSS JOIN LATERAL softmobile.numbers_of(l.failed) AS n (seq)
+	JOIN softmobile.outbox_event e ON e.lane_id = l.log_id AND e.seq = n.seq
 	JOIN softmobile.outbox_entity t USING (entity_no)
 WHERE l.branch_id IS NOT NULL AND (l.log_id = l.lane_id OR e.branch_id = l.branch_id)
 UNION ALL

@@ -11,7 +11,7 @@ BEGIN ATOMIC
 		('SELECT ON softmobile.folio_control, softmobile.sync_discrepancy, softmobile.reference_data_status', '{app, operator, auditor}'),
 		('EXECUTE ON FUNCTION softmobile.outbox_counts(), softmobile.worker_status()', '{app, operator, auditor}'),
 		('EXECUTE ON FUNCTION softmobile.folio_control_of(text, date, date), softmobile.sync_explain(text, text)', '{app, operator, auditor}'),
-		('EXECUTE ON FUNCTION softmobile.verify_delivery(text, boolean), softmobile.ledger_of(integer, bigint)', '{app, operator, auditor}'),
+		('EXECUTE ON FUNCTION softmobile.verify_delivery(text, boolean), softmobile.ledger_of(integer, bigint), softmobile.numbers_of(int8multirange)', '{app, operator, auditor}'),
 		-- The procedure: before a cut, retries, reconciliation.
 		('SELECT ON softmobile.reference_data', '{app, operator}'),
 		('EXECUTE ON FUNCTION softmobile.sync_run(text, interval), softmobile.offline_checklist(text, integer)', '{app, operator}'),
