@@ -148,6 +148,7 @@ like($api->call('till', 'sync_explain', { folio => 'A-9999' })->{body}, qr/A-999
 is(fields($api->get('till', 'folio_control', q{entity_type = 'sale_return'}), qw(branch_id series first last count gaps duplicates total)), 'b1|A-|A-0001|A-0006|6|0|0|81', 'folio_control');
 is(fields($api->call('till', 'folio_control_of', { branch => 'b1', from => '2020-01-01', to => '2099-12-31' }), qw(series count)), 'A-|6', 'folio_control_of()');
 is($api->call('till', 'ledger_of', { lane => 1, seq => 1 })->{status}, 200, 'ledger_of()');
+is(join(' ', @{ $api->call('till', 'numbers_of', { numbers => '{[1,3),[7,8)}' })->{body} }), '1 2 7', 'numbers_of()');
 is($api->call('till', 'worker_status', {})->{body}{running}, JSON::PP::true, 'worker_status()');
 is(fields($api->call('till', 'sync_run', { branch => 'b1' }), qw(status error_message)), 'failed|offline', 'sync_run() without a link');
 fails($api->call('till', 'verify_delivery', { branch => 'b1' }), '503 08006 central cannot be reached: could not connect: Connection refused', 'verify_delivery() without a link', qr/./);
