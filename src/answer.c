@@ -355,7 +355,8 @@ adapt_size(SmBranch *branch, const SmBatch *batch, const SmHttpResult *result)
 		line->rate = Max(line->rate, batch->n / Max(result->total_ms, 1.0));
 		if (line->rate > line->rate_of_half * BETTER_RATE)
 		{
-			if (line->requests >= RATED_REQUESTS && branch->max_events < ceiling)
+			/* Less than twice as many could not be compared, and half of them would be another size. */
+			if (line->requests >= RATED_REQUESTS && branch->max_events * 2 <= ceiling)
 			{
 				branch->max_events *= 2;
 				*line = (SmLineRates) {.rate_of_half = line->rate, .ceiling = line->ceiling};

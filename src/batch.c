@@ -250,7 +250,6 @@ sm_batch_unbuild(SmBatch *batch)
 	MemoryContextDelete(batch->body_cxt);
 	batch->body_cxt = NULL;
 	batch->built = false;
-	batch->ready_at = 0;
 	batch->events = NULL;
 	batch->entity_nos = NULL;
 	batch->asides = NIL;

@@ -397,10 +397,11 @@ send_follower(SmBatch *accepted, const SmHttpResult *result)
 	SmBatch    *batch;
 	char	   *token;
 
-	if (!may_send_another(branch, now) || accepted->refused_at >= 0 || !sm_answer_accepts_all(accepted, result))
+	if (!may_send_another(branch, now) || accepted->refused_at >= 0)
 		return;
 	batch = find_follower(branch, accepted, now);
-	if (batch == NULL || batch->endpoint != branch->endpoint)
+	/* The receipt is read twice only where that spares central a wait. */
+	if (batch == NULL || batch->endpoint != branch->endpoint || !sm_answer_accepts_all(accepted, result))
 		return;
 	if (sm_endpoint_token(sm_auth_token_file, &token) != NULL || submit(batch, token) != NULL)
 		return;					/* the next pass finds the same problem, and reports it */
