@@ -347,16 +347,16 @@ adapt_size(SmBranch *branch, const SmBatch *batch, const SmHttpResult *result)
 
 	if (result->total_ms > SLOW_REQUEST_MS)
 		carry_less(branch);
-	else if (batch->n >= branch->max_events && branch->max_events < SM_USUAL_EVENTS)
-		branch->max_events *= 2;
+	else if (batch->n >= branch->max_events && branch->max_events < Min(SM_USUAL_EVENTS, ceiling))
+		branch->max_events = Min(branch->max_events * 2, ceiling);
 	else if (batch->n >= branch->max_events)
 	{
 		line->requests++;
 		line->rate = Max(line->rate, batch->n / Max(result->total_ms, 1.0));
 		if (line->rate > line->rate_of_half * BETTER_RATE)
 		{
-			/* Less than twice as many could not be compared, and half of them would be another size. */
-			if (line->requests >= RATED_REQUESTS && branch->max_events * 2 <= ceiling)
+			/* Less than twice as many could not be compared, half of them would be another size, and twice as many shall not be too slow. */
+			if (line->requests >= RATED_REQUESTS && branch->max_events * 2 <= ceiling && result->total_ms * 2 <= SLOW_REQUEST_MS)
 			{
 				branch->max_events *= 2;
 				*line = (SmLineRates) {.rate_of_half = line->rate, .ceiling = line->ceiling};
@@ -581,6 +581,7 @@ halve(SmBatch *batch, const char *error)
 	if (batch->n > 1 && batch->lane != NULL)
 	{
 		branch->max_events = Max(1, batch->n / 2);
+		branch->line = (SmLineRates) {.ceiling = branch->max_events};
 		sm_batch_split(batch);
 		return;
 	}

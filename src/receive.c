@@ -40,7 +40,7 @@ PG_FUNCTION_INFO_V1(softmobile_central_parse);
 PG_FUNCTION_INFO_V1(softmobile_central_decode);
 
 /* More are refused by central_receive(). */
-#define MAX_EVENTS		10000
+#define MAX_EVENTS		20000
 
 /* Attributes of an event, in the order in which our worker writes them. */
 typedef enum AttributeName

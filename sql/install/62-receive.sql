@@ -397,8 +397,8 @@ BEGIN
 			RAISE EXCEPTION 'the body is not a JSON array of events' USING ERRCODE = 'SM400';
 		END IF;
 		total := json_array_length(doc);
-		IF total > 10000 THEN
-			RAISE EXCEPTION 'a batch has at most 10000 events' USING ERRCODE = 'SM413';
+		IF total > 20000 THEN
+			RAISE EXCEPTION 'a batch has at most 20000 events' USING ERRCODE = 'SM413';
 		END IF;
 		batch := '{}';
 		FOR part, place IN SELECT x.value, x.n FROM json_array_elements(doc) WITH ORDINALITY AS x (value, n) LOOP
@@ -482,7 +482,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION softmobile.central_receive(text, bytea) IS
-'Stores a batch of CloudEvents for the holder of the token (its SHA-256) and returns the receipt. An Idempotency-Key is not needed: an id that was received is a duplicate, one in conflict is looked at again. Errors, as HTTP status: SM400 no JSON array, SM401 token not valid, SM403 not for this branch, SM413 more than 10,000 events, SM422 an element without specversion or id.';
+'Stores a batch of CloudEvents for the holder of the token (its SHA-256) and returns the receipt. An Idempotency-Key is not needed: an id that was received is a duplicate, one in conflict is looked at again. Errors, as HTTP status: SM400 no JSON array, SM401 token not valid, SM403 not for this branch, SM413 more than 20,000 events, SM422 an element without specversion or id.';
 
 CREATE FUNCTION softmobile.central_admit(token_hash bytea) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

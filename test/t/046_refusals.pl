@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use JSON::XS qw(decode_json);
 use lib "$FindBin::Bin/../perl";
 
 use PostgreSQL::Test::Cluster;
@@ -45,6 +46,11 @@ $shop->drains('413: halved until it fits', 'small');
 is(scalar($small->events), 100, '... all of it arrives');
 is($small->duplicates, 0, '... nothing twice');
 is(subjects($small), join(' ', map { "L-$_" } 1 .. 100), '... in order');
+
+my $medium = branch('medium', 'too_large', events => 250);
+$shop->sell_many('medium', 'N', 10000);
+$shop->drains('413: what was too much is not tried again and again', 'medium');
+cmp_ok(scalar(grep { @{ decode_json($_->{body}) } > 250 } $medium->batches), '<=', 6, '... only the first batch and the one prepared behind it were halved');
 
 my $tiny = branch('tiny', 'too_large', events => 0);
 $shop->sell('tiny', 'X-1', 'X-2');
