@@ -11,6 +11,7 @@
 #include "delivery.h"
 #include "guc.h"
 #include "outbox.h"
+#include "seqno.h"
 #include "utils/memutils.h"
 
 /* State of one reading of a lane's log. */
@@ -205,6 +206,22 @@ look_at_gaps(SmLane *lane, SmGapsFill fill, SmRanges *filled)
 }
 
 /*
+ * Is there nothing above the cursor?  The lane's sequence tells, for a fiftieth of
+ * what a look into the log takes; that counts where each sale makes the worker look
+ * at the lanes of many branches.
+ */
+static bool
+nothing_new(SmLane *lane)
+{
+	/* a lane that came with a dump has no sequence */
+	if (!OidIsValid(lane->seqrelid) || sm_seqno_highest(lane->seqrelid) > lane->cursor)
+		return false;
+	lane->more = false;
+	lane->stalled = false;
+	return true;
+}
+
+/*
  * The batch of a lane that is next to be sent, or NULL when the lane has nothing
  * to send.  Late numbers come first, then what an earlier pass has queued, then
  * what stands above the cursor.  A batch of nothing but asides is settled here.
@@ -230,6 +247,8 @@ sm_reading_next(SmLane *lane)
 	{
 		Reading		r = {.lane = lane, .expected = lane->cursor + 1, .cxt = CurrentMemoryContext};
 
+		if (nothing_new(lane))
+			return NULL;
 		sm_outbox_read_after(lane->log_id, lane->cursor, read_event, &r);
 		finish_reading(&r);
 		if (r.batch == NULL)
@@ -273,6 +292,8 @@ sm_reading_discover(SmLane *lane, List **branches)
 
 	discovered = branches;
 	look_at_gaps(lane, fill_branches, &late);
+	if (nothing_new(lane))
+		return;
 	sm_outbox_read_after(lane->log_id, lane->cursor, read_branch, &r);
 	finish_reading(&r);
 }

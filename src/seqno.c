@@ -2,7 +2,8 @@
  * seqno.c
  *		Numbers of a lane, drawn from its sequence.
  *
- * Called by eventlog, in the selling transaction, for each flush of its buffer.
+ * Called by eventlog, in the selling transaction, for each flush of its buffer;
+ * and by the worker, which asks whether there is anything new in a lane.
  *
  * Why not nextval(): it makes our sequence the session's last used one, and an
  * application that reads lastval() after its INSERT would get an event's number
@@ -71,13 +72,30 @@ lock_sequence(Oid relid)
 	entry->lxid = SM_MY_LXID;
 }
 
+/* Reads and locks a sequence's page, which holds one row. */
+static Form_pg_sequence_data
+read_sequence(Relation rel, int lockmode, Buffer *buf, HeapTuple tuple)
+{
+	Page		page;
+	ItemId		lp;
+
+	*buf = ReadBuffer(rel, 0);
+	LockBuffer(*buf, lockmode);
+	page = BufferGetPage(*buf);
+	lp = PageGetItemId(page, FirstOffsetNumber);
+	if (PageIsNew(page) || !ItemIdIsNormal(lp))
+		elog(ERROR, "page of sequence \"%s\" is damaged", RelationGetRelationName(rel));
+	tuple->t_data = (HeapTupleHeader) PageGetItem(page, lp);
+	tuple->t_len = ItemIdGetLength(lp);
+	return (Form_pg_sequence_data) GETSTRUCT(tuple);
+}
+
 int64
 sm_seqno_take(Oid seqrelid, int n)
 {
 	Relation	rel;
 	Buffer		buf;
 	Page		page;
-	ItemId		lp;
 	HeapTupleData tuple;
 	Form_pg_sequence_data seq;
 	int64		first;
@@ -90,16 +108,8 @@ sm_seqno_take(Oid seqrelid, int n)
 	lock_sequence(seqrelid);
 	rel = relation_open(seqrelid, NoLock);
 
-	buf = ReadBuffer(rel, 0);
-	LockBuffer(buf, BUFFER_LOCK_EXCLUSIVE);
+	seq = read_sequence(rel, BUFFER_LOCK_EXCLUSIVE, &buf, &tuple);
 	page = BufferGetPage(buf);
-	lp = PageGetItemId(page, FirstOffsetNumber);
-	if (PageIsNew(page) || !ItemIdIsNormal(lp))
-		elog(ERROR, "page of sequence \"%s\" is damaged", RelationGetRelationName(rel));
-	tuple.t_data = (HeapTupleHeader) PageGetItem(page, lp);
-	tuple.t_len = ItemIdGetLength(lp);
-	seq = (Form_pg_sequence_data) GETSTRUCT(&tuple);
-
 	first = seq->is_called ? seq->last_value + 1 : seq->last_value;
 	last = first + n - 1;
 	promised = seq->is_called ? seq->log_cnt - n : -1;
@@ -133,4 +143,18 @@ sm_seqno_take(Oid seqrelid, int n)
 	UnlockReleaseBuffer(buf);
 	relation_close(rel, NoLock);
 	return first;
+}
+
+int64
+sm_seqno_highest(Oid seqrelid)
+{
+	Relation	rel = relation_open(seqrelid, AccessShareLock);
+	Buffer		buf;
+	HeapTupleData tuple;
+	Form_pg_sequence_data seq = read_sequence(rel, BUFFER_LOCK_SHARE, &buf, &tuple);
+	int64		highest = seq->is_called ? seq->last_value : seq->last_value - 1;
+
+	UnlockReleaseBuffer(buf);
+	relation_close(rel, AccessShareLock);
+	return highest;
 }

@@ -12,4 +12,10 @@
  */
 extern int64 sm_seqno_take(Oid seqrelid, int n);
 
+/*
+ * The highest number that was ever taken, 0 if none was.  Whatever a snapshot that
+ * was taken before shows of the lane has no higher one.
+ */
+extern int64 sm_seqno_highest(Oid seqrelid);
+
 #endif							/* SM_SEQNO_H */
