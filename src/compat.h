@@ -133,6 +133,17 @@ find_option(const char *name, bool create_placeholders, bool skip_errors, int el
 	 pg_database_aclcheck(objectid, roleid, mode))
 #endif
 
+/* Entries for a row that is new in all indexes: 16 brought a parameter for updates. */
+#ifdef EXECUTOR_H
+#if PG_VERSION_NUM >= 160000
+#define sm_insert_index_tuples(target, slot, estate) \
+	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL, false)
+#else
+#define sm_insert_index_tuples(target, slot, estate) \
+	ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL)
+#endif
+#endif
+
 /* The mark of a function that does not return became a prefix in 18. */
 #ifndef pg_noreturn
 #define pg_noreturn pg_attribute_noreturn()

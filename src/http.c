@@ -468,6 +468,7 @@ set_options(Request *r, const SmHttpRequest *request)
 	{
 		/* without a body libcurl would read standard input */
 		SET(CURLOPT_POST, 1L);
+		SET(CURLOPT_UPLOAD_BUFFERSIZE, 524288L);
 		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) request->body_len);
 		SET(CURLOPT_POSTFIELDS, request->body_len > 0 ? request->body : "");
 	}

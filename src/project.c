@@ -6,33 +6,26 @@
  * the events locked: nobody else writes their rows of central_projection.
  *
  * Only entities with which all is as usual are written here; the others are
- * returned, for central_apply() to look at one by one.  Rows are written as the
- * apply worker of logical replication writes them, with constraints and row
- * triggers, but without a statement for them: that would carry every row through
- * a sort, two windows and a join, for as long as the writing itself takes.
+ * returned, for central_apply() to look at one by one.  A statement for it would
+ * carry every row through a sort, two windows and a join, for as long as the
+ * writing itself takes.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
-#include "executor/executor.h"
 #include "fmgr.h"
-#include "lanes.h"
 #include "receive.h"
-#include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "utils/typcache.h"
+#include "writer.h"
 
 #include "compat.h"
 
@@ -60,14 +53,11 @@ typedef struct Change
 /* The projection, opened for reading by key and for writing. */
 typedef struct Projection
 {
-	Relation	relation;
-	EState	   *estate;
-	ResultRelInfo *target;
-	EPQState	epq;
+	SmWriter	writer;
 	IndexScanDesc scan;
 	ScanKeyData keys[3];
 	TupleTableSlot *held;		/* central's row of the entity */
-	TupleTableSlot *slot;		/* what it becomes */
+	MemoryContext cxt;			/* for what is looked at of one entity */
 } Projection;
 
 static int
@@ -111,24 +101,18 @@ compare_changes(const void *a, const void *b)
 	return result != 0 ? result : compare_order(x->order_epoch, x->seq, y->order_epoch, y->seq);
 }
 
-/* The events of a softmobile.central_event[], sorted by entity and order. */
+/* The events, sorted by entity and order. */
 static Change *
-read_changes(ArrayType *events, int *n)
+read_changes(const SmEventRows *events)
 {
-	TupleDesc	tupdesc = lookup_rowtype_tupdesc(ARR_ELEMTYPE(events), -1);
-	Datum	   *elements;
-	Change	   *changes;
+	Change	   *changes = palloc(sizeof(Change) * Max(events->n, 1));
 
-	deconstruct_array(events, ARR_ELEMTYPE(events), -1, false, TYPALIGN_DOUBLE, &elements, NULL, n);
-	changes = palloc(sizeof(Change) * Max(*n, 1));
-	for (int i = 0; i < *n; i++)
+	for (int i = 0; i < events->n; i++)
 	{
-		HeapTupleHeader header = DatumGetHeapTupleHeader(elements[i]);
-		HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
 		Datum		values[SM_EVENT_COLUMNS];
 		bool		nulls[SM_EVENT_COLUMNS];
 
-		heap_deform_tuple(&tuple, tupdesc, values, nulls);
+		sm_event_rows_get(events, i, values, nulls);
 		changes[i] = (Change)
 		{
 			.key = {values[SM_EVENT_BRANCH_ID], values[SM_EVENT_ENTITY_TYPE], values[SM_EVENT_ENTITY_ID]},
@@ -141,49 +125,34 @@ read_changes(ArrayType *events, int *n)
 			.old = nulls[SM_EVENT_OLD] ? NULL : DatumGetJsonbP(values[SM_EVENT_OLD]),
 		};
 	}
-	ReleaseTupleDesc(tupdesc);
-	qsort(changes, *n, sizeof(Change), compare_changes);
+	qsort(changes, events->n, sizeof(Change), compare_changes);
 	return changes;
 }
 
 static void
 open_projection(Projection *p)
 {
+	SmWriter   *w = &p->writer;
 	Relation	index = NULL;
 
-	p->relation = table_open(sm_lanes_relation("central_projection"), RowExclusiveLock);
-	if (RelationGetNumberOfAttributes(p->relation) != ROW_COLUMNS)
-		elog(ERROR, "central_projection has other columns than softmobile knows");
-	p->estate = CreateExecutorState();
-	p->estate->es_output_cid = GetCurrentCommandId(true);
-	p->target = makeNode(ResultRelInfo);
-	InitResultRelInfo(p->target, p->relation, 0, NULL, 0);
-	p->estate->es_opened_result_relations = list_make1(p->target);	/* triggers look for it there */
-	ExecOpenIndices(p->target, false);
-	EvalPlanQualInit(&p->epq, p->estate, NULL, NIL, -1, NIL);
-	AfterTriggerBeginQuery();
-
-	list_free(RelationGetIndexList(p->relation));	/* finds the primary key */
-	for (int i = 0; i < p->target->ri_NumIndices; i++)
-		if (RelationGetRelid(p->target->ri_IndexRelationDescs[i]) == p->relation->rd_pkindex)
-			index = p->target->ri_IndexRelationDescs[i];
+	sm_writer_open(w, "central_projection", ROW_COLUMNS);
+	list_free(RelationGetIndexList(w->relation));	/* finds the primary key */
+	for (int i = 0; i < w->target->ri_NumIndices; i++)
+		if (RelationGetRelid(w->target->ri_IndexRelationDescs[i]) == w->relation->rd_pkindex)
+			index = w->target->ri_IndexRelationDescs[i];
 	if (index == NULL)
 		elog(ERROR, "central_projection has no primary key");
-	p->scan = index_beginscan(p->relation, index, GetActiveSnapshot(), NULL, lengthof(p->keys), 0);
-	p->held = table_slot_create(p->relation, &p->estate->es_tupleTable);
-	p->slot = ExecInitExtraTupleSlot(p->estate, RelationGetDescr(p->relation), &TTSOpsVirtual);
+	p->scan = index_beginscan(w->relation, index, GetActiveSnapshot(), NULL, lengthof(p->keys), 0);
+	p->held = table_slot_create(w->relation, &w->estate->es_tupleTable);
+	p->cxt = AllocSetContextCreate(CurrentMemoryContext, "softmobile entity", ALLOCSET_DEFAULT_SIZES);
 }
 
 static void
 close_projection(Projection *p)
 {
 	index_endscan(p->scan);
-	AfterTriggerEndQuery(p->estate);
-	EvalPlanQualEnd(&p->epq);
-	ExecCloseIndices(p->target);
-	ExecResetTupleTable(p->estate->es_tupleTable, false);
-	FreeExecutorState(p->estate);
-	table_close(p->relation, NoLock);
+	sm_writer_close(&p->writer);
+	MemoryContextDelete(p->cxt);
 }
 
 /* Looks an entity's row up; false: there is none. */
@@ -251,11 +220,9 @@ fits_previous(const Change *c, const Change *previous)
 static void
 write_row(Projection *p, const Change *c, bool known)
 {
-	TupleTableSlot *slot = p->slot;
+	TupleTableSlot *slot = sm_writer_slot(&p->writer);
 	Jsonb	   *row = c->op == 'd' ? NULL : c->new;
 
-	ExecClearTuple(slot);
-	memset(slot->tts_isnull, 0, sizeof(bool) * ROW_COLUMNS);
 	slot->tts_values[ROW_BRANCH_ID] = c->key[0];
 	slot->tts_values[ROW_ENTITY_TYPE] = c->key[1];
 	slot->tts_values[ROW_ENTITY_ID] = c->key[2];
@@ -266,15 +233,11 @@ write_row(Projection *p, const Change *c, bool known)
 	slot->tts_values[ROW_CHANGED_HERE] = BoolGetDatum(false);
 	slot->tts_values[ROW_ROW] = PointerGetDatum(row);
 	slot->tts_isnull[ROW_ROW] = row == NULL;
-	ExecStoreVirtualTuple(slot);
 
-	if (!known)
-		ExecSimpleRelationInsert(p->target, p->estate, slot);
+	if (known)
+		sm_writer_update(&p->writer, p->held);
 	else
-	{
-		EvalPlanQualSetSlot(&p->epq, p->held);
-		ExecSimpleRelationUpdate(p->target, p->estate, &p->epq, p->held, slot);
-	}
+		sm_writer_insert(&p->writer);
 }
 
 /* One entity's events: true when they were as usual, and are written. */
@@ -282,7 +245,7 @@ static bool
 project_entity(Projection *p, const Change *changes, int n)
 {
 	bool		known = find_row(p, changes[0].key);
-	MemoryContext caller = MemoryContextSwitchTo(GetPerTupleMemoryContext(p->estate));
+	MemoryContext caller = MemoryContextSwitchTo(p->cxt);
 	bool		usual = true;
 
 	for (int i = 0; i < n && usual; i++)
@@ -295,9 +258,9 @@ project_entity(Projection *p, const Change *changes, int n)
 			usual = fits_held(&changes[i], p->held);
 	}
 	MemoryContextSwitchTo(caller);
+	MemoryContextReset(p->cxt);
 	if (usual)
 		write_row(p, &changes[n - 1], known);
-	ResetPerTupleExprContext(p->estate);
 	return usual;
 }
 
@@ -305,22 +268,26 @@ project_entity(Projection *p, const Change *changes, int n)
 Datum
 softmobile_central_project(PG_FUNCTION_ARGS)
 {
-	int			n;
-	Change	   *changes = read_changes(PG_GETARG_ARRAYTYPE_P(0), &n);
-	Datum	   *unusual = palloc(sizeof(Datum) * Max(n, 1));
+	SmEventRows events;
+	Change	   *changes;
+	Datum	   *unusual;
 	int			n_unusual = 0;
 	Projection	projection;
 
+	sm_event_rows_open(&events, PG_GETARG_ARRAYTYPE_P(0));
+	changes = read_changes(&events);
+	unusual = palloc(sizeof(Datum) * Max(events.n, 1));
 	open_projection(&projection);
-	for (int from = 0, to; from < n; from = to)
+	for (int from = 0, to; from < events.n; from = to)
 	{
-		for (to = from + 1; to < n && compare_entities(&changes[from], &changes[to]) == 0; to++)
+		for (to = from + 1; to < events.n && compare_entities(&changes[from], &changes[to]) == 0; to++)
 			;
 		if (!project_entity(&projection, changes + from, to - from))
 			for (int i = from; i < to; i++)
 				unusual[n_unusual++] = Int32GetDatum(changes[i].n);
 	}
 	close_projection(&projection);
+	sm_event_rows_close(&events);
 	CommandCounterIncrement();	/* central_apply() shall see it */
 
 	if (n_unusual == 0)

@@ -470,6 +470,35 @@ read_batch(JsonLexContext *lex, TupleDesc tupdesc, Datum *rows)
 	return good ? n : 0;
 }
 
+/* ---------------------------------------------------------------------------
+ * Events that were read
+ * ------------------------------------------------------------------------ */
+
+void
+sm_event_rows_open(SmEventRows *events, ArrayType *array)
+{
+	events->desc = lookup_rowtype_tupdesc(ARR_ELEMTYPE(array), -1);
+	if (events->desc->natts != SM_EVENT_COLUMNS)
+		elog(ERROR, "softmobile.central_event has %d columns, not %d", events->desc->natts, SM_EVENT_COLUMNS);
+	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_DOUBLE, &events->rows, NULL, &events->n);
+}
+
+/* An event's values; they lie in the array. */
+void
+sm_event_rows_get(const SmEventRows *events, int i, Datum *values, bool *nulls)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(events->rows[i]);
+	HeapTupleData tuple = {.t_len = HeapTupleHeaderGetDatumLength(header), .t_data = header};
+
+	heap_deform_tuple(&tuple, events->desc, values, nulls);
+}
+
+void
+sm_event_rows_close(SmEventRows *events)
+{
+	ReleaseTupleDesc(events->desc);
+}
+
 /* softmobile.central_parse(body text) -> softmobile.central_event[] */
 Datum
 softmobile_central_parse(PG_FUNCTION_ARGS)

@@ -1,9 +1,12 @@
 /*
  * receive.h
- *		An event at headquarters: see receive.c and project.c.
+ *		An event at headquarters: see receive.c, keep.c and project.c.
  */
 #ifndef SM_RECEIVE_H
 #define SM_RECEIVE_H
+
+#include "access/tupdesc.h"
+#include "utils/array.h"
 
 /* Columns of softmobile.central_event. */
 enum
@@ -28,5 +31,17 @@ enum
 	SM_EVENT_OLD,
 	SM_EVENT_COLUMNS
 };
+
+/* The events of a softmobile.central_event[]. */
+typedef struct SmEventRows
+{
+	TupleDesc	desc;
+	Datum	   *rows;
+	int			n;
+} SmEventRows;
+
+extern void sm_event_rows_open(SmEventRows *events, ArrayType *array);
+extern void sm_event_rows_get(const SmEventRows *events, int i, Datum *values, bool *nulls);
+extern void sm_event_rows_close(SmEventRows *events);
 
 #endif							/* SM_RECEIVE_H */

@@ -153,25 +153,40 @@ RETURN (SELECT coalesce(sum(least(s.last_seq, before - 1) - greatest(s.first_seq
 COMMENT ON FUNCTION softmobile.central_complete(text, uuid, text, bigint, bigint) IS
 'Internal: whether every number between these two (both excluded) was received or is void.';
 
+CREATE TYPE softmobile.central_batch_lane AS (
+	branch_id text COLLATE "C",
+	epoch uuid,
+	lane text COLLATE "C",
+	epoch_no integer,
+	low bigint,
+	high bigint,
+	events bigint,
+	ascending boolean
+);
+COMMENT ON TYPE softmobile.central_batch_lane IS 'Internal: what a batch has of a lane. ascending: in the order of the events each number is higher than the one before, so that all are different.';
+
+CREATE FUNCTION softmobile.central_numbers(events softmobile.central_event[]) RETURNS SETOF softmobile.central_batch_lane
+LANGUAGE c STABLE STRICT ROWS 3 AS 'MODULE_PATHNAME', 'softmobile_central_numbers';
+COMMENT ON FUNCTION softmobile.central_numbers(softmobile.central_event[]) IS
+'Internal: the lanes of these events, with their lowest and highest numbers.';
+
 CREATE FUNCTION softmobile.central_take_numbers(events softmobile.central_event[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	s record;
+	s softmobile.central_batch_lane;
+	numbers bigint;
 	highest bigint;
 	forks bigint;
 BEGIN
-	FOR s IN SELECT e.branch_id, e.epoch, e.lane, max(e.epoch_no) AS epoch_no, min(e.seq) AS low, max(e.seq) AS high, count(*) AS events,
-			-- Numbers that grow like the places are all different; that need not be counted.
-			CASE WHEN min(e.seq - e.n) = max(e.seq - e.n) THEN count(*) END AS numbers
-		FROM unnest(events) AS e GROUP BY 1, 2, 3
-	LOOP
-		IF s.numbers IS NULL THEN
-			SELECT count(DISTINCT e.seq) INTO s.numbers FROM unnest(events) AS e WHERE (e.branch_id, e.epoch, e.lane) = (s.branch_id, s.epoch, s.lane);
+	FOR s IN SELECT * FROM softmobile.central_numbers(events) LOOP
+		numbers := s.events;
+		IF NOT s.ascending THEN
+			SELECT count(DISTINCT e.seq) INTO numbers FROM unnest(events) AS e WHERE (e.branch_id, e.epoch, e.lane) = (s.branch_id, s.epoch, s.lane);
 		END IF;
 		SELECT l.highest_seq INTO highest FROM softmobile.central_lane l
 		WHERE l.branch_id = s.branch_id AND l.epoch = s.epoch AND l.lane = s.lane;
-		IF s.low <= highest OR s.numbers < s.events THEN
+		IF s.low <= highest OR numbers < s.events THEN
 			INSERT INTO softmobile.central_fork (branch_id, id, epoch, lane, seq, seen_at)
 			SELECT e.branch_id, e.id, e.epoch, e.lane, e.seq, now()
 			FROM (SELECT e.*, row_number() OVER (PARTITION BY e.seq ORDER BY e.n) AS nth FROM unnest(events) AS e
@@ -187,7 +202,7 @@ BEGIN
 			END IF;
 		END IF;
 		PERFORM softmobile.central_add_numbers(s.branch_id, s.epoch, s.lane, false,
-			CASE WHEN s.high - s.low + 1 = s.numbers THEN int8multirange(int8range(s.low, s.high, '[]'))
+			CASE WHEN s.high - s.low + 1 = numbers THEN int8multirange(int8range(s.low, s.high, '[]'))
 				ELSE (SELECT range_agg(int8range(e.seq, e.seq, '[]')) FROM unnest(events) AS e
 					WHERE (e.branch_id, e.epoch, e.lane) = (s.branch_id, s.epoch, s.lane)) END);
 		INSERT INTO softmobile.central_lane AS l (branch_id, epoch, lane, epoch_no, highest_seq, events, last_received_at)
@@ -203,14 +218,7 @@ COMMENT ON FUNCTION softmobile.central_take_numbers(softmobile.central_event[]) 
 /* The inbox. */
 
 CREATE FUNCTION softmobile.central_keep(events softmobile.central_event[]) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	INSERT INTO softmobile.central_inbox (branch_id, id, epoch, seq, event_time, received_at, epoch_no, lane, entity_type, entity_id, op, effect, actor, reason, data)
-	SELECT e.branch_id, e.id, e.epoch, e.seq, e.event_time, now(), e.epoch_no, e.lane, e.entity_type, e.entity_id, e.op, 'applied', e.actor, e.reason, e.data
-	FROM unnest(events) AS e;
-END
-$$;
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_keep';
 COMMENT ON FUNCTION softmobile.central_keep(softmobile.central_event[]) IS 'Internal: puts events into the inbox. Error: 23505 one of them is there.';
 
 /* The projection. */
@@ -417,7 +425,7 @@ BEGIN
 	END IF;
 
 	-- From here on nobody else writes what belongs to these branches.
-	branches := ARRAY(SELECT DISTINCT b.branch_id FROM unnest(batch) AS b ORDER BY 1);
+	branches := ARRAY(SELECT DISTINCT b.branch_id FROM softmobile.central_numbers(batch) AS b ORDER BY 1);
 	locked := ARRAY(SELECT b.branch_id FROM softmobile.central_branch b
 		WHERE b.branch_id = ANY (branches) AND b.branch_id = ANY (allowed) AND b.active
 		ORDER BY b.branch_id FOR NO KEY UPDATE);

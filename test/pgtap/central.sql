@@ -200,7 +200,7 @@ SELECT is(refusal(repeat('[', 100000)), 'SM400', 'nested without end');
 SELECT is(refusal('[7]'), 'SM422', 'no object');
 SELECT is(refusal('[{"specversion":"1.0"}]'), 'SM422', 'no id');
 SELECT is(refusal('[{"id":"1"}]'), 'SM422', 'no specversion');
-SELECT is(refusal((SELECT json_agg(ev(n, 'insert', 'many', '{}'))::text FROM generate_series(1, 10001) n)), 'SM413', 'too many events');
+SELECT is(refusal((SELECT json_agg(ev(n, 'insert', 'many', '{}'))::text FROM generate_series(1, 20001) n)), 'SM413', 'too many events');
 SELECT is(refusal('[]', 'nobody'), 'SM401', 'an unknown token');
 SELECT is(refusal(json_build_array(ev(60, 'insert', 'f1', '{}'), ev(1, 'insert', 'f2', '{}', patch => '{"source":"/branches/%C3%91u%C3%B1oa%202"}'))::text), 'SM403', 'a branch that is not the token''s');
 SELECT is(held('f1'), NULL, 'nothing of that batch is stored');
