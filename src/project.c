@@ -40,6 +40,7 @@ enum
 /* An event; its values lie in the array that it came in. */
 typedef struct Change
 {
+	int			group;			/* same branch and entity type: same number */
 	Datum		key[3];			/* branch, entity type, entity id */
 	int			n;
 	int			order_epoch;
@@ -50,15 +51,29 @@ typedef struct Change
 	Jsonb	   *old;
 } Change;
 
-/* The projection, opened for reading by key and for writing. */
+/*
+ * The projection, opened for reading by key and for writing.  Entities are looked
+ * up in the order of the index, so that the next one is often the index's next
+ * entry, or is not there because that entry is behind it already.
+ */
 typedef struct Projection
 {
 	SmWriter	writer;
+	Relation	index;
 	IndexScanDesc scan;
 	ScanKeyData keys[3];
+	ItemPointer entry;			/* where the scan stands; NULL: at its end */
+	int			group;			/* that it is in */
+	bool		exact;			/* it sees one entity only */
+	int			lookups;		/* in this group */
+	int			seeks;			/* of them, those that descended the index */
 	TupleTableSlot *held;		/* central's row of the entity */
 	MemoryContext cxt;			/* for what is looked at of one entity */
 } Projection;
+
+/* Entries passed over before the index is descended anew, and lookups before it is judged whether walking pays. */
+#define MAX_STEPS	2
+#define TRIAL		16
 
 static int
 compare_texts(Datum a, Datum b)
@@ -72,15 +87,11 @@ compare_texts(Datum a, Datum b)
 	return result != 0 ? result : x_len - y_len;
 }
 
-/* By entity; its id first, in which events differ most. */
+/* By entity, within a group as the index has them (collation "C"). */
 static int
 compare_entities(const Change *a, const Change *b)
 {
-	int			result = 0;
-
-	for (int i = lengthof(a->key) - 1; i >= 0 && result == 0; i--)
-		result = compare_texts(a->key[i], b->key[i]);
-	return result;
+	return a->group != b->group ? a->group - b->group : compare_texts(a->key[2], b->key[2]);
 }
 
 static int
@@ -101,11 +112,29 @@ compare_changes(const void *a, const void *b)
 	return result != 0 ? result : compare_order(x->order_epoch, x->seq, y->order_epoch, y->seq);
 }
 
+/* The number of a change's branch and entity type; new ones get the next. */
+static int
+find_group(List **groups, Change *c)
+{
+	ListCell   *lc;
+
+	foreach(lc, *groups)
+	{
+		const Change *other = lfirst(lc);
+
+		if (compare_texts(other->key[1], c->key[1]) == 0 && compare_texts(other->key[0], c->key[0]) == 0)
+			return foreach_current_index(lc);
+	}
+	*groups = lappend(*groups, c);
+	return list_length(*groups) - 1;
+}
+
 /* The events, sorted by entity and order. */
 static Change *
 read_changes(const SmEventRows *events)
 {
 	Change	   *changes = palloc(sizeof(Change) * Max(events->n, 1));
+	List	   *groups = NIL;	/* of Change, the first of each */
 
 	for (int i = 0; i < events->n; i++)
 	{
@@ -124,6 +153,7 @@ read_changes(const SmEventRows *events)
 			.new = nulls[SM_EVENT_NEW] ? NULL : DatumGetJsonbP(values[SM_EVENT_NEW]),
 			.old = nulls[SM_EVENT_OLD] ? NULL : DatumGetJsonbP(values[SM_EVENT_OLD]),
 		};
+		changes[i].group = find_group(&groups, &changes[i]);
 	}
 	qsort(changes, events->n, sizeof(Change), compare_changes);
 	return changes;
@@ -133,16 +163,18 @@ static void
 open_projection(Projection *p)
 {
 	SmWriter   *w = &p->writer;
-	Relation	index = NULL;
 
+	memset(p, 0, sizeof(*p));
 	sm_writer_open(w, "central_projection", ROW_COLUMNS);
 	list_free(RelationGetIndexList(w->relation));	/* finds the primary key */
 	for (int i = 0; i < w->target->ri_NumIndices; i++)
 		if (RelationGetRelid(w->target->ri_IndexRelationDescs[i]) == w->relation->rd_pkindex)
-			index = w->target->ri_IndexRelationDescs[i];
-	if (index == NULL)
+			p->index = w->target->ri_IndexRelationDescs[i];
+	if (p->index == NULL)
 		elog(ERROR, "central_projection has no primary key");
-	p->scan = index_beginscan(w->relation, index, GetActiveSnapshot(), NULL, lengthof(p->keys), 0);
+	p->scan = index_beginscan(w->relation, p->index, GetActiveSnapshot(), NULL, lengthof(p->keys), 0);
+	p->scan->xs_want_itup = true;
+	p->group = -1;
 	p->held = table_slot_create(w->relation, &w->estate->es_tupleTable);
 	p->cxt = AllocSetContextCreate(CurrentMemoryContext, "softmobile entity", ALLOCSET_DEFAULT_SIZES);
 }
@@ -155,17 +187,71 @@ close_projection(Projection *p)
 	MemoryContextDelete(p->cxt);
 }
 
+static void
+next_entry(Projection *p)
+{
+	p->entry = index_getnext_tid(p->scan, ForwardScanDirection);
+}
+
+/* Where the entry stands to an entity of the group: < 0 before it. */
+static int
+compare_entry(const Projection *p, const Change *c)
+{
+	bool		isnull;
+
+	return compare_texts(index_getattr(p->scan->xs_itup, lengthof(p->keys), RelationGetDescr(p->index), &isnull), c->key[2]);
+}
+
+/* Descends the index to the entity, or to what stands where it would be. */
+static void
+seek(Projection *p, const Change *c)
+{
+	if (p->group != c->group)
+	{
+		p->group = c->group;
+		p->lookups = p->seeks = 0;
+	}
+	p->seeks++;
+	/* Where entities lie far from each other, what stands behind one is of no use. */
+	p->exact = p->lookups >= TRIAL && p->seeks > p->lookups / 2;
+	for (int i = 0; i < lengthof(p->keys); i++)
+	{
+		bool		from = i == lengthof(p->keys) - 1 && !p->exact;
+
+		ScanKeyEntryInitialize(&p->keys[i], 0, i + 1, from ? BTGreaterEqualStrategyNumber : BTEqualStrategyNumber,
+							   TEXTOID, C_COLLATION_OID, from ? F_TEXT_GE : F_TEXTEQ, c->key[i]);
+	}
+	index_rescan(p->scan, p->keys, lengthof(p->keys), NULL, 0);
+	next_entry(p);
+}
+
 /* Looks an entity's row up; false: there is none. */
 static bool
-find_row(Projection *p, const Datum *key)
+find_row(Projection *p, const Change *c)
 {
-	for (int i = 0; i < lengthof(p->keys); i++)
-		ScanKeyEntryInitialize(&p->keys[i], 0, i + 1, BTEqualStrategyNumber, TEXTOID, C_COLLATION_OID, F_TEXTEQ, key[i]);
-	index_rescan(p->scan, p->keys, lengthof(p->keys), NULL, 0);
-	if (!index_getnext_slot(p->scan, ForwardScanDirection, p->held))
-		return false;
-	slot_getallattrs(p->held);
-	return true;
+	if (p->exact || p->group != c->group)
+		seek(p, c);
+	else
+	{
+		for (int step = 0; p->entry != NULL && compare_entry(p, c) < 0; step++)
+		{
+			if (step == MAX_STEPS)
+			{
+				seek(p, c);
+				break;
+			}
+			next_entry(p);
+		}
+	}
+	p->lookups++;
+
+	for (; p->entry != NULL && compare_entry(p, c) == 0; next_entry(p))
+		if (index_fetch_heap(p->scan, p->held))
+		{
+			slot_getallattrs(p->held);
+			return true;
+		}
+	return false;
 }
 
 static bool
@@ -244,7 +330,7 @@ write_row(Projection *p, const Change *c, bool known)
 static bool
 project_entity(Projection *p, const Change *changes, int n)
 {
-	bool		known = find_row(p, changes[0].key);
+	bool		known = find_row(p, &changes[0]);
 	MemoryContext caller = MemoryContextSwitchTo(p->cxt);
 	bool		usual = true;
 

@@ -51,7 +51,7 @@ $$;
 
 -- Events of few entities, few values: they often fit what is held, or the one before them, and often not.
 CREATE FUNCTION few(chance float) RETURNS jsonb LANGUAGE sql VOLATILE RETURN CASE WHEN random() < chance THEN jsonb_build_object('a', floor(random() * 2), 'b', floor(random() * 2)) END;
-CREATE FUNCTION batch(size int) RETURNS softmobile.central_event[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION batch(size int, ids text[]) RETURNS softmobile.central_event[] LANGUAGE plpgsql AS $$
 DECLARE
 	events softmobile.central_event[] := '{}';
 	e softmobile.central_event;
@@ -64,7 +64,7 @@ BEGIN
 		e.n := n;
 		e.branch_id := 'b' || floor(random() * 2);
 		e.entity_type := (ARRAY['item', 'sale'])[1 + floor(random() * 2)::int];
-		e.entity_id := (ARRAY['1', '10', '2', 'é'])[1 + floor(random() * 4)::int];
+		e.entity_id := ids[1 + floor(random() * cardinality(ids))::int];
 		e.epoch_no := CASE WHEN random() < 0.95 THEN 5 ELSE 4 END;
 		e.order_epoch := CASE WHEN random() < 0.05 THEN 0 ELSE e.epoch_no END;
 		e.seq := 1000 * coalesce((SELECT max(p.seq) / 1000 + 1 FROM softmobile.central_projection p), 1) + n + CASE WHEN random() < 0.05 THEN -2000 ELSE 0 END;
@@ -82,13 +82,13 @@ BEGIN
 END $$;
 CREATE FUNCTION held() RETURNS jsonb LANGUAGE sql VOLATILE RETURN (SELECT jsonb_agg(to_jsonb(p) ORDER BY p.branch_id, p.entity_type, p.entity_id) FROM softmobile.central_projection p);
 CREATE TABLE compared (n int, events softmobile.central_event[], unusual int[], expected_unusual int[], rows jsonb, expected_rows jsonb);
-CREATE PROCEDURE compare(times int) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE compare(times int, most int, ids text[]) LANGUAGE plpgsql AS $$
 DECLARE
 	c compared;
 BEGIN
 	FOR n IN 1 .. times LOOP
 		c.n := n;
-		c.events := batch(floor(random() * 12)::int);
+		c.events := batch(floor(random() * most)::int, ids);
 		BEGIN
 			c.expected_unusual := ARRAY(SELECT unnest(oracle(c.events)) ORDER BY 1);
 			c.expected_rows := held();
@@ -106,7 +106,7 @@ BEGIN
 		END IF;
 	END LOOP;
 END $$;
-CALL compare(800);
+CALL compare(800, 12, '{1,10,2,é}');
 
 SELECT is((SELECT jsonb_agg(to_jsonb(c)) FROM compared c WHERE (c.unusual, c.rows) IS DISTINCT FROM (c.expected_unusual, c.expected_rows)), NULL, 'rows and unusual events are those of the oracle');
 SELECT cmp_ok((SELECT count(*) FROM compared WHERE unusual = '{}' AND cardinality(events) > 2), '>', 50::bigint, 'often all was usual');
@@ -114,6 +114,19 @@ SELECT cmp_ok((SELECT count(*) FROM compared WHERE cardinality(unusual) BETWEEN 
 SELECT is((SELECT count(*) FROM compared c WHERE c.unusual <> '{}' AND EXISTS (SELECT FROM unnest(c.events) AS e WHERE e.n = ANY (c.unusual)
 	AND EXISTS (SELECT FROM unnest(c.events) AS f WHERE (f.branch_id, f.entity_type, f.entity_id) = (e.branch_id, e.entity_type, e.entity_id) AND f.n <> ALL (c.unusual)))), 0::bigint, 'an entity is left whole');
 SELECT is(softmobile.central_project('{}'), NULL, 'of no events none is unusual');
+
+-- Many entities, near each other and far, some of them long and alike: the index is walked, or descended for each.
+TRUNCATE softmobile.central_projection, compared;
+CREATE TABLE ids AS
+	SELECT n, CASE n % 4 WHEN 0 THEN 'é' || n WHEN 1 THEN repeat('a long way to go ', 60) || n ELSE n::text END AS id FROM generate_series(1, 1200) AS n;
+INSERT INTO softmobile.central_projection (branch_id, entity_type, entity_id, seq, changed_at, epoch_no, deleted, changed_here, row)
+SELECT b, t, id, 1, now(), 1, false, false, few(1) FROM ids, unnest('{b0,b1}'::text[]) AS b, unnest('{item,sale}'::text[]) AS t WHERE n % 3 > 0 AND n < 1000;
+CREATE FUNCTION ids(low int, high int) RETURNS text[] LANGUAGE sql RETURN ARRAY(SELECT id FROM ids WHERE n BETWEEN low AND high);
+CALL compare(12, 120, ids(1, 1200));
+CALL compare(12, 120, ids(100, 140));
+CALL compare(12, 120, ids(900, 1200));
+SELECT is((SELECT jsonb_agg(to_jsonb(c)) FROM compared c WHERE (c.unusual, c.rows) IS DISTINCT FROM (c.expected_unusual, c.expected_rows)), NULL, '... and of many entities');
+SELECT cmp_ok((SELECT count(*) FROM compared, unnest(events) AS e WHERE e.n <> ALL (unusual)), '>', 1000::bigint, '... most of which are as usual');
 
 -- What headquarters hangs on the table is heeded.
 CREATE TABLE seen (op text, entity_id text);
