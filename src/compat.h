@@ -46,9 +46,11 @@
 #if PG_VERSION_NUM >= 160000
 #define SM_XL_SEQ_LOCATOR	locator
 #define SM_RD_LOCATOR		rd_locator
+#define SmRelLocator		RelFileLocator
 #else
 #define SM_XL_SEQ_LOCATOR	node
 #define SM_RD_LOCATOR		rd_node
+#define SmRelLocator		RelFileNode
 #endif
 
 /* The virtual transaction id moved into a struct of its own in 17. */

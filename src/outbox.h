@@ -183,5 +183,6 @@ extern char *sm_outbox_check_identity(void);
 extern void sm_outbox_open_epoch(const char *why);
 extern bool sm_outbox_snapshot_step(void);
 extern void sm_outbox_keep_house(void);
+extern bool sm_outbox_shrink_trash(void);
 
 #endif							/* SM_OUTBOX_H */

@@ -280,6 +280,15 @@ sm_outbox_snapshot_step(void)
 	return sm_query_run(&step, &args) > 0 && sm_row_bool(0, 1);
 }
 
+/* Gives a piece of an emptied segment's files back; returns whether there is more. */
+bool
+sm_outbox_shrink_trash(void)
+{
+	static SmQuery query = {"SELECT softmobile.shrink_trash()", .writes = true};
+
+	return sm_query_run(&query, NULL) > 0 && sm_row_bool(0, 1);
+}
+
 /* Opens a new segment, empties an old one, closes lanes, when it is time. */
 void
 sm_outbox_keep_house(void)

@@ -38,6 +38,7 @@
 /* How often settings of the database, the token file and old segments are looked at. */
 #define SETTINGS_MS			1000
 #define HOUSEKEEPING_MS		60000
+#define TRASH_MS			100		/* between pieces of an emptied segment that are removed */
 
 static Oid	extension = InvalidOid;
 
@@ -110,6 +111,18 @@ check_settings(void)
 	}
 }
 
+/* An emptied segment has left files. */
+static bool trash_left = false;
+
+static void
+shrink_trash(void)
+{
+	if (!sm_outbox_begin(extension))
+		sm_process_leave(SM_VERDICT_LEFT);
+	trash_left = sm_outbox_shrink_trash();
+	sm_outbox_commit();
+}
+
 /* Opens and empties segments of the log; somebody reading one postpones that. */
 static void
 keep_house(void)
@@ -118,6 +131,7 @@ keep_house(void)
 		sm_process_leave(SM_VERDICT_LEFT);
 	sm_outbox_keep_house();
 	sm_outbox_commit();
+	shrink_trash();
 }
 
 /* Counts some of the log, for statistics. */
@@ -155,6 +169,8 @@ wait_for_work(uint32 wait_event)
 	instr_time	passed;
 	int			events;
 
+	if (trash_left)
+		patience = Min(patience, TRASH_MS);
 	/* not by the time of day, which may be set back */
 	INSTR_TIME_SET_CURRENT(began);
 	INSTR_TIME_SET_ZERO(passed);
@@ -179,6 +195,7 @@ softmobile_worker_main(Datum main_arg)
 	uint32		wait_event = WaitEventExtensionNew("SoftmobileWorkerMain");
 	TimestampTz settings_seen = 0;
 	TimestampTz house_kept = 0;
+	TimestampTz trash_shrunk = 0;
 	MemoryContext pass_cxt;
 	SmHttpSettings none = {.user_agent = "softmobile/" SOFTMOBILE_VERSION};
 
@@ -210,6 +227,8 @@ softmobile_worker_main(Datum main_arg)
 		}
 		if (is_due(&house_kept, HOUSEKEEPING_MS))
 			keep_house();
+		if (trash_left && is_due(&trash_shrunk, TRASH_MS))
+			shrink_trash();
 		if (sm_tiles_due())
 			write_tiles();
 

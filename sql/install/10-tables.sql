@@ -145,6 +145,9 @@ CREATE INDEX outbox_event_2_id ON softmobile.outbox_event_2 USING brin (id) WITH
 CREATE INDEX outbox_event_3_id ON softmobile.outbox_event_3 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX outbox_event_4_id ON softmobile.outbox_event_4 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 
+CREATE TABLE softmobile.outbox_trash (LIKE softmobile.outbox_event) WITH (autovacuum_enabled = off);
+COMMENT ON TABLE softmobile.outbox_trash IS 'Files of an emptied segment on their way back to the system, a piece at a time, so that nobody who sells has to wait for the disk. Nobody reads it.';
+
 CREATE TABLE softmobile.outbox_segment (
 	segment integer PRIMARY KEY,
 	current boolean NOT NULL,

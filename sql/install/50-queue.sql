@@ -252,6 +252,12 @@ LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'softmobile_empty_segment';
 COMMENT ON FUNCTION softmobile.empty_segment(integer) IS 'Internal, for recycle_segments(): empties a segment of the log.';
 
+CREATE FUNCTION softmobile.shrink_trash(blocks integer DEFAULT 8192) RETURNS boolean
+LANGUAGE c VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'softmobile_shrink_trash';
+COMMENT ON FUNCTION softmobile.shrink_trash(integer) IS
+'Internal, for the worker: gives a piece of what an emptied segment has left back to the system, so many blocks of 8 kB. Returns whether there is more.';
+
 CREATE FUNCTION softmobile.recycle_segments(retention interval) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- Whoever reads a segment keeps it; nobody queues behind our attempt for longer than this.
@@ -283,8 +289,11 @@ BEGIN
 		IF NOT waiting THEN
 			BEGIN
 				PERFORM softmobile.empty_segment(old.segment);
-			EXCEPTION WHEN lock_not_available THEN
-				RETURN format('segment %s is being read', old.segment);
+			EXCEPTION
+				WHEN lock_not_available THEN
+					RETURN format('segment %s is being read', old.segment);
+				WHEN object_not_in_prerequisite_state THEN
+					RETURN format('segment %s has to wait for the files of another one to be removed', old.segment);
 			END;
 			DELETE FROM softmobile.outbox_segment s WHERE s.segment = old.segment;
 			DELETE FROM softmobile.outbox_tile t WHERE t.segment = old.segment;

@@ -35,7 +35,7 @@ BEGIN ATOMIC
 		('UPDATE ON softmobile.outbox_lane', '{worker}'),
 		('DELETE ON softmobile.outbox_request, softmobile.outbox_identity', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.register_unknown_branches(text[]), softmobile.open_epoch(text), softmobile.close_lanes()', '{worker}'),
-		('EXECUTE ON FUNCTION softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval)', '{worker}'),
+		('EXECUTE ON FUNCTION softmobile.snapshot_step(bigint), softmobile.recycle_segments(interval), softmobile.shrink_trash(integer)', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.automatic_reason(), softmobile.tile_size(), softmobile.write_tiles(integer, bigint, bigint)', '{worker}'),
 		('EXECUTE ON FUNCTION softmobile.verify_question(text, bigint), softmobile.take_verification(text, text)', '{worker}')
 	) AS r (what, kinds)
