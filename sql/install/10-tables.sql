@@ -211,7 +211,10 @@ CREATE TABLE softmobile.outbox_exception (
 	updated_at timestamptz NOT NULL DEFAULT now(),
 	UNIQUE (lane_id, seq)
 );
-CREATE INDEX outbox_exception_open ON softmobile.outbox_exception (branch_id, entity_no, entity_id, created_at)
+CREATE INDEX outbox_exception_open ON softmobile.outbox_exception (branch_id, entity_no, created_at)
+	WHERE state IN ('failed', 'queued');
+-- By hash: a key of a table without an index on it may be longer than an index row, and to be put aside is what then becomes of its event.
+CREATE INDEX outbox_exception_entity ON softmobile.outbox_exception USING hash (entity_id)
 	WHERE state IN ('failed', 'queued');
 COMMENT ON TABLE softmobile.outbox_exception IS 'Events that central did not accept, with a copy of their payload, and the later events of the same entities, which wait behind them.';
 COMMENT ON COLUMN softmobile.outbox_exception.state IS 'failed: waits for the next automatic or manual retry; queued: is sent next; delivered; dropped: a conflict resolved in favour of central.';
