@@ -45,6 +45,9 @@
 
 #include "compat.h"
 
+/* No amount of money reaches this. */
+#define AMOUNT_LIMIT	"1e100"
+
 PG_FUNCTION_INFO_V1(softmobile_capture);
 PG_FUNCTION_INFO_V1(softmobile_refuse_truncate);
 PG_FUNCTION_INFO_V1(softmobile_refuse_change);
@@ -143,21 +146,52 @@ reason_of(SmCaptured *captured, TupleTableSlot *slot, Relation table)
 	return NULL;
 }
 
+/*
+ * Whether an amount is one of money.  The sum of others, or one with them, need not
+ * be a numeric: it would fail in whoever makes it, worker and views alike.
+ */
+static bool
+is_countable(Datum amount)
+{
+	static Datum limit = (Datum) 0;
+	static Datum negative_limit;
+
+	if (limit == (Datum) 0)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+
+		negative_limit = DirectFunctionCall3(numeric_in, CStringGetDatum("-" AMOUNT_LIMIT), ObjectIdGetDatum(InvalidOid),
+											 Int32GetDatum(-1));
+		limit = DirectFunctionCall3(numeric_in, CStringGetDatum(AMOUNT_LIMIT), ObjectIdGetDatum(InvalidOid),
+									Int32GetDatum(-1));
+		MemoryContextSwitchTo(caller);
+	}
+	/* NaN is above all. */
+	return DatumGetBool(DirectFunctionCall2(numeric_lt, amount, limit)) &&
+		DatumGetBool(DirectFunctionCall2(numeric_gt, amount, negative_limit));
+}
+
 static Datum
 amount_of(SmCaptured *captured, TupleTableSlot *slot, bool *present)
 {
 	StringInfoData text;
 	bool		isnull;
+	Datum		amount;
 
 	*present = captured->amount != 0 && !slot_attisnull(slot, captured->amount);
 	if (!*present)
 		return (Datum) 0;
 	if (captured->amount_is_numeric)
-		return slot_getattr(slot, captured->amount, &isnull);
-	initStringInfo(&text);
-	sm_encode_text(captured->encoder, slot, captured->amount, &text);
-	return DirectFunctionCall3(numeric_in, CStringGetDatum(text.data), ObjectIdGetDatum(InvalidOid),
-							   Int32GetDatum(-1));
+		amount = slot_getattr(slot, captured->amount, &isnull);
+	else
+	{
+		initStringInfo(&text);
+		sm_encode_text(captured->encoder, slot, captured->amount, &text);
+		amount = DirectFunctionCall3(numeric_in, CStringGetDatum(text.data), ObjectIdGetDatum(InvalidOid),
+									 Int32GetDatum(-1));
+	}
+	*present = is_countable(amount);
+	return amount;
 }
 
 /* The row that an event is about: the new one, of a delete the old one. */

@@ -75,6 +75,23 @@ odd('a branch that headquarters does not know', q{INSERT INTO note VALUES ('B-4'
 $shop->comes_to(q{SELECT status, error_message FROM softmobile.sync_outbox WHERE entity_id = 'B-4'}, 'FAILED|http 403: this token may not write for branch "b1/../b2"', '... waits alone');
 is($central->safe_psql('postgres', q{SELECT count(*) FROM softmobile.central_inbox WHERE branch_id <> 'b1'}), '0', 'nothing arrives for another branch');
 
+# ---------------------------------------------------------------------------
+# Amounts, of which sums are made
+
+odd('amounts whose sum is no number', q{INSERT INTO note VALUES ('A-1', 'b1', 9e131071), ('A-2', 'b1', 9e131071), ('A-3', 'b1', 'NaN'), ('A-4', 'b1', '-Infinity'), ('A-5', 'b1', -9e131071), ('A-6', 'b1', -9e131071)},
+	q{INSERT INTO scale VALUES (-1, 'b1', 'NaN'), (-2, 'b1', 'Infinity'), (-3, 'b1', 1e308), (-4, 'b1', '-Infinity')},
+	q{INSERT INTO scale SELECT i, 'b1', 1 FROM generate_series(1, 1100) AS i}, q{INSERT INTO note SELECT 'C-' || i, 'b1', 1 FROM generate_series(1, 1100) AS i});
+$shop->comes_to(q{SELECT count(DISTINCT t.log_id) FROM softmobile.outbox_tile t JOIN softmobile.outbox_lane l ON l.lane_id = t.log_id WHERE l.priority IN ('NORMAL', 'LOW')}, 2, 'the worker counts them');
+$shop->comes_to(q{SELECT pending + failed FROM softmobile.sync_overview WHERE branch_id = 'b1'}, 5, 'all are delivered but what was put aside');
+$shop->result_is(q{SELECT pending_amount FROM softmobile.sync_overview WHERE branch_id = 'b1'}, '5', 'what is waiting has an amount');
+stop_gateway($gateway);
+$shop->change(q{INSERT INTO note VALUES ('D-1', 'b1', 9e131071), ('D-2', 'b1', 9e131071), ('D-3', 'b1', 'NaN'), ('D-4', 'b1', 1e99), ('D-5', 'b1', -1e99), ('D-6', 'b1', 0.25)});
+$shop->result_is(q{SELECT pending_amount FROM softmobile.sync_overview WHERE branch_id = 'b1'}, '5.25', 'amounts of money are counted, others are not');
+$shop->result_is(q{SELECT payload #>> '{new,total}' FROM softmobile.sync_outbox WHERE entity_id = 'D-3'}, 'NaN', '... and are sent as they are');
+$shop->result_is(q{SELECT count(*) FROM softmobile.offline_checklist('b1') WHERE detail LIKE 'It could not be made%'}, '0', 'the checklist can be made');
+$shop->result_is(q{SELECT softmobile.metrics() LIKE '%# EOF%'}, 't', 'and the metrics');
+like(($shop->node->psql('postgres', 'DROP EXTENSION softmobile CASCADE'))[2], qr/undelivered/, 'and what is undelivered can be told');
+
 is($shop->worker_pid, $pid, 'one worker did it all');
 $shop->stop;
 done_testing();
