@@ -134,12 +134,14 @@ slice_is(const Slice *slice, const char *text)
  * Rows, as jsonb
  * ------------------------------------------------------------------------ */
 
+/* members: how many there are, before those of the same name become one. */
 static bool
-read_object(JsonLexContext *lex, JsonbParseState **state, JsonbValue **result)
+read_object(JsonLexContext *lex, JsonbParseState **state, JsonbValue **result, int *members)
 {
 	JsonbValue	key = {.type = jbvString};
 	Slice		name;
 
+	*members = 0;
 	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
 	if (!skip_token(lex, JSON_TOKEN_OBJECT_START))
 		return false;
@@ -150,6 +152,7 @@ read_object(JsonLexContext *lex, JsonbParseState **state, JsonbValue **result)
 		key.val.string.val = unconstify(char *, name.data);
 		key.val.string.len = name.len;
 		pushJsonbValue(state, WJB_KEY, &key);
+		(*members)++;
 		if (!read_value(lex, state, false, result))
 			return false;
 		if (lex->token_type != JSON_TOKEN_OBJECT_END &&
@@ -184,12 +187,13 @@ read_value(JsonLexContext *lex, JsonbParseState **state, bool element, JsonbValu
 {
 	JsonbValue	value;
 	Slice		slice;
+	int			members;
 
 	check_stack_depth();
 	switch (lex->token_type)
 	{
 		case JSON_TOKEN_OBJECT_START:
-			return read_object(lex, state, result);
+			return read_object(lex, state, result, &members);
 		case JSON_TOKEN_ARRAY_START:
 			return read_array(lex, state, result);
 		case JSON_TOKEN_STRING:
@@ -221,7 +225,10 @@ read_value(JsonLexContext *lex, JsonbParseState **state, bool element, JsonbValu
 	return json_lex(lex) == JSON_SUCCESS;
 }
 
-/* {"new":{...},"old":{...}}, or one of them; its text as it stands is the attribute. */
+/*
+ * {"new":{...},"old":{...}}, or one of them; its text as it stands is the attribute.
+ * A row has each column once.
+ */
 static bool
 read_data(JsonLexContext *lex, Event *event)
 {
@@ -235,11 +242,13 @@ read_data(JsonLexContext *lex, Event *event)
 		JsonbParseState *state = NULL;
 		JsonbValue *object;
 		Jsonb	  **row;
+		int			members;
 
 		if (!read_string(lex, &name) || !skip_token(lex, JSON_TOKEN_COLON))
 			return false;
 		row = slice_is(&name, "new") ? &event->new : &event->old;
-		if ((row == &event->old && !slice_is(&name, "old")) || *row != NULL || !read_object(lex, &state, &object))
+		if ((row == &event->old && !slice_is(&name, "old")) || *row != NULL ||
+			!read_object(lex, &state, &object, &members) || object->val.object.nPairs != members)
 			return false;
 		*row = JsonbValueToJsonb(object);
 	} while (skip_token(lex, JSON_TOKEN_COMMA));

@@ -40,6 +40,11 @@ LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_parse';
 COMMENT ON FUNCTION softmobile.central_parse(text) IS
 'Internal: the events of a batch; NULL or an error of class 22 or 54 when it is not as our branches write it: then central_parse_event() says which event, and why.';
 
+CREATE FUNCTION softmobile.central_said_twice(doc json) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+RETURN CASE json_typeof(doc) WHEN 'object' THEN (SELECT k.name FROM json_object_keys(doc) AS k (name) GROUP BY k.name HAVING count(*) > 1 LIMIT 1) END;
+COMMENT ON FUNCTION softmobile.central_said_twice(json) IS 'Internal: a member that the object has twice: whoever reads it may take the one or the other. NULL: there is none.';
+
 CREATE FUNCTION softmobile.central_parse_event(doc json, place integer) RETURNS softmobile.central_event
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -52,6 +57,7 @@ BEGIN
 	SELECT * INTO r FROM json_to_record(doc) AS x (specversion text, id text, source text, type text, subject text, "time" text,
 		sequence text, lane text, epoch text, epochno text, reason text, actor text, resolution text, snapshot text, data json);
 	problem := CASE
+		WHEN softmobile.central_said_twice(doc) IS NOT NULL THEN format('attribute %s is there twice', left(softmobile.central_said_twice(doc), 100))
 		WHEN r.specversion <> '1.0' THEN 'specversion must be 1.0'
 		WHEN r.id !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN 'id must be a UUID'
 		WHEN r.source ~ '^/branches/.' IS NOT TRUE THEN 'source must be /branches/<branch>'
@@ -69,6 +75,9 @@ BEGIN
 		WHEN json_typeof(r.data) IS DISTINCT FROM 'object' THEN 'data must be an object'
 		WHEN r.type NOT LIKE '%.delete' AND json_typeof(r.data -> 'new') IS DISTINCT FROM 'object' THEN 'data.new must be the row'
 		WHEN r.type NOT LIKE '%.insert' AND json_typeof(r.data -> 'old') IS DISTINCT FROM 'object' THEN 'data.old must be the values before the change'
+		-- What a column of type json holds is not looked at.
+		WHEN coalesce(softmobile.central_said_twice(r.data), softmobile.central_said_twice(r.data -> 'new'), softmobile.central_said_twice(r.data -> 'old')) IS NOT NULL
+			THEN 'data has a member, or a row a column, twice'
 		END;
 	IF problem IS NOT NULL THEN
 		RAISE EXCEPTION '%', problem USING ERRCODE = bad_value;

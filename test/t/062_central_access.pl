@@ -109,15 +109,25 @@ for my $name (sort keys %strange)
 }
 is($node->safe_psql('postgres', q{SELECT count(*) FROM softmobile.central_inbox WHERE data::text ~ '"a"'}), '0', 'nothing of it is stored');
 for my $case (
-	[ 'an attribute twice' => '"lane":"high","lane":"low"' ],
-	[ 'an id twice'        => '"lane":"high","id":"00000000-0000-7000-8000-00000000f00d"' ],
-	[ 'a source twice'     => '"lane":"high","source":"/branches/b2"' ])
+	[ 'an attribute twice' => '"lane":"high"', '"lane":"high","lane":"low"' ],
+	[ 'an id twice'        => '"lane":"high"', '"lane":"high","id":"00000000-0000-7000-8000-00000000f00d"' ],
+	[ 'a source twice'     => '"lane":"high"', '"lane":"high","source":"/branches/b2"' ],
+	[ 'an unknown attribute twice' => '"lane":"high"', '"lane":"high","more":1,"more":2' ],
+	[ 'the data twice'     => '"lane":"high"', '"lane":"high","data":{"new":{"a":1}}' ],
+	[ 'the row twice'      => '"data":{', '"data":{"new":{"a":1},' ],
+	[ 'a column twice'     => '"folio":', '"folio":"A-1","folio":' ],
+	[ 'one of them escaped' => '"folio":', '"\\u0066olio":"A-1","folio":' ])
 {
-	my ($name, $attributes) = @$case;
+	my ($name, $place, $twice) = @$case;
+	my $json = batch(event(++$seq), event(++$seq));
+	$json =~ s/\Q$place/$twice/ or die;
+	my $receipt = is_receipt(post($gateway, $json), 1, 0, $name);
+	is(scalar(grep { $_->{status} eq 'rejected' && $_->{detail} =~ /twice$/ } @{ $receipt->{results} }), 1, '... is rejected, alone');
+}
+{
 	my $json = batch(event(++$seq));
-	$json =~ s/"lane":"high"/$attributes/ or die;
-	my $answer = post($gateway, $json);
-	ok($answer->{status} =~ /^(200|403|422)$/, "$name: $answer->{status}");
+	$json =~ s/"folio":/"settings":{"a":1,"a":2},"folio":/ or die;
+	is_receipt(post($gateway, $json), 1, 0, 'what a column of type json holds is the shop\'s business');
 }
 is(received(q{branch_id = 'b2' AND entity_id::int > 100}), '0', 'whatever is said twice: a token writes for its own branches');
 {
