@@ -1,4 +1,4 @@
--- Every way to change a row of an attached table makes exactly one event.
+-- Invariant 1: every way to change a row of an attached table makes exactly one event.
 \getenv srcdir PG_ABS_SRCDIR
 \set ECHO none
 \i :srcdir/test/regress/prelude.sql

@@ -1,4 +1,4 @@
--- Committed means captured; rolled back, in whole or in part, means not.
+-- Invariant 1: committed means captured; rolled back, in whole or in part, means not.
 \getenv srcdir PG_ABS_SRCDIR
 \set ECHO none
 \i :srcdir/test/regress/prelude.sql

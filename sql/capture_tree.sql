@@ -1,4 +1,4 @@
--- Partitions and inheritance children follow the attached table.
+-- Invariant 1: partitions and inheritance children follow the attached table.
 \getenv srcdir PG_ABS_SRCDIR
 \set ECHO none
 \i :srcdir/test/regress/prelude.sql

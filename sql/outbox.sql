@@ -1,4 +1,4 @@
--- The outbox as its users see it, and that nobody edits it.
+-- The outbox as its users see it; invariant 4: nobody edits it.
 \getenv srcdir PG_ABS_SRCDIR
 \set ECHO none
 \i :srcdir/test/regress/prelude.sql
