@@ -136,6 +136,13 @@ is( $node->safe_psql(
 	'100|100',
 	'more branches than can be requested at a time');
 
+my $stopped = $node->safe_psql('postgres', 'SELECT pid FROM softmobile.worker_status()');
+kill 'STOP', $stopped;
+fails('no place for another request', "SELECT softmobile.sync_run('many' || i, '1 ms') FROM generate_series(1, 65) AS i",
+	'53400', 'too many synchronisation runs are requested.*HINT');
+kill 'CONT', $stopped;
+is(sync_run("'quick'"), "quick|manual|failed|t|$user", '... and there is one again when the worker goes on');
+
 # Refusals
 
 fails('unknown branch', "SELECT * FROM softmobile.sync_run('quik')",
