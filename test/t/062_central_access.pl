@@ -227,7 +227,7 @@ my $shop = SmShop->new(
 my $log_offset = -s log_file();
 my $script = PostgreSQL::Test::Utils::tempdir . '/sale.sql';
 append_to_file($script, "BEGIN;\nSET LOCAL softmobile.reason = 'venta normal';\nINSERT INTO sale VALUES (gen_random_uuid()::text, 's1');\nCOMMIT;\n");
-my $load = IPC::Run::start([ 'pgbench', '-n', '-c', '2', '-R', '300', '-T', '12', '-f', $script, $shop->node->connstr('postgres') ], '>', \my $out, '2>', \my $err);
+my $load = IPC::Run::start([ 'pgbench', '-n', '-c', '2', '-R', '300', '-T', '600', '-f', $script, $shop->node->connstr('postgres') ], '>', \my $out, '2>', \my $err);
 for my $i (1 .. 5)
 {
 	my $old = $i - 1;
@@ -237,7 +237,8 @@ for my $i (1 .. 5)
 	$shop->comes_to("SELECT count(*) > 3 FROM softmobile.outbox_batch WHERE kind = 'sent' AND last_attempt_at > '$since'", 't', "token $i is in use");
 	is($node->safe_psql('postgres', "SELECT softmobile.central_revoke_token('shop $old')"), '1', 'the one before is revoked');
 }
-$load->finish;
+$load->kill_kill;
+$shop->comes_to(q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'}, 0, 'nobody sells any more');
 $shop->drains('all sales arrive');
 is($shop->sql('SELECT count(*) FROM softmobile.outbox_event'), received(q{branch_id = 's1'}), 'each once');
 my @refused = grep { m{ POST /events (?!200)\d} } split /\n/, slurp_file(log_file(), $log_offset);
