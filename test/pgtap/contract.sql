@@ -109,7 +109,7 @@ SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_language l O
 	'so has every function whose body is looked up when it runs');
 SELECT is_empty($$SELECT t.tgrelid::regclass, t.tgname FROM pg_trigger t WHERE t.tgrelid::regclass::text LIKE 'softmobile.outbox\_event%' AND NOT t.tgisinternal AND t.tgenabled <> 'A'$$, 'what keeps the log is ENABLE ALWAYS');
 SELECT is((SELECT count(*) FROM pg_trigger t WHERE t.tgrelid::regclass::text ~ '^softmobile\.outbox_event(_[1-4])?$' AND NOT t.tgisinternal), 10::bigint, 'on the log and all its segments');
-SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'softmobile'::regnamespace AND c.relkind = 'r' AND c.relname NOT IN ('outbox_event', 'outbox_identity', 'outbox_tile', 'link_state', 'outbox_verification')
+SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'softmobile'::regnamespace AND c.relkind = 'r' AND c.relname NOT IN ('outbox_event', 'outbox_identity', 'outbox_tile', 'outbox_trash', 'link_state', 'outbox_verification')
 	AND c.oid <> ALL ((SELECT extconfig FROM pg_extension WHERE extname = 'softmobile')::oid[])$$, 'a dump carries every table but the identity and what the worker finds out again');
 SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c JOIN pg_depend e ON e.objid = c.oid AND e.classid = 'pg_class'::regclass AND e.deptype = 'e' WHERE c.relnamespace = 'softmobile'::regnamespace AND c.relkind = 'S'
 	AND c.relname !~ 'lane(_id|_\d+)_seq$' AND c.oid <> ALL ((SELECT extconfig FROM pg_extension WHERE extname = 'softmobile')::oid[])$$, 'and every sequence but those of lanes, which begin anew');
