@@ -53,6 +53,9 @@
 /* A single request makes no progress below this (bytes/s). */
 #define LOW_SPEED 100L
 
+/* Sent at once, as far as the socket takes it (bytes). */
+#define UPLOAD_BUFFER (512 * 1024L)
+
 /* TCP keepalive probes (s), for requests that wait long for their answer. */
 #define KEEPALIVE_IDLE 30
 #define KEEPALIVE_INTERVAL 10
@@ -468,7 +471,8 @@ set_options(Request *r, const SmHttpRequest *request)
 	{
 		/* without a body libcurl would read standard input */
 		SET(CURLOPT_POST, 1L);
-		SET(CURLOPT_UPLOAD_BUFFERSIZE, 524288L);
+		/* A usual body leaves in one piece: what follows the first would wait until the worker has built the next. */
+		SET(CURLOPT_UPLOAD_BUFFERSIZE, UPLOAD_BUFFER);
 		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) request->body_len);
 		SET(CURLOPT_POSTFIELDS, request->body_len > 0 ? request->body : "");
 	}
