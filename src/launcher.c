@@ -19,6 +19,10 @@
  *
  * The launcher is woken by the postmaster when a process starts or ends, and by
  * pokes: CREATE EXTENSION, the commands of hooks.c, sync_run() without a worker.
+ *
+ * It does not end because it could not look at pg_database (no memory, no lock to
+ * be had): the postmaster starts a process again so many seconds after its end by
+ * the clock of the day, which is hours after it if the clock is set back meanwhile.
  */
 #include "postgres.h"
 
@@ -57,7 +61,7 @@
 #define MAX_BACKOFF				60000
 #define STABLE					60000	/* a worker that lived longer is no failure */
 #define ABSENT_INTERVAL			3600000 /* until an unpoked database is asked again */
-#define EXHAUSTED_INTERVAL		10000	/* while no process can be had */
+#define EXHAUSTED_INTERVAL		10000	/* while no process can be had, or no look at pg_database */
 #define STARTING_PATIENCE		10000	/* a start that takes longer counts no more */
 
 /* Processes that start at one time, of those that max_worker_processes allows. */
@@ -180,6 +184,29 @@ list_databases(void)
 		if (OidIsValid(dbid))
 			(void) enter_database(dbid);
 	}
+}
+
+/* The same; false: it failed, and the table says nothing. */
+static bool
+try_to_list_databases(void)
+{
+	volatile bool listed = false;
+
+	PG_TRY();
+	{
+		list_databases();
+		listed = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(TopMemoryContext);
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(TopMemoryContext);
+	return listed;
 }
 
 /* The process of a database has ended: what follows from the way it did? */
@@ -436,8 +463,10 @@ softmobile_launcher_main(Datum main_arg)
 			databases_set_back(now, before - now);
 			earliest -= before - now;
 		}
-		list_databases();
-		next_look = tend_databases(now, earliest);
+		if (try_to_list_databases())
+			next_look = tend_databases(now, earliest);
+		else
+			next_look = later(now, EXHAUSTED_INTERVAL);
 
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 sm_shmem_time_left(next_look), wait_event);

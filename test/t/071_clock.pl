@@ -87,6 +87,31 @@ set_back('the worker was ended', sub {
 	$shop->comes_to("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", 0, 'the worker is ended');
 }, sub { $shop->sell(1, 'ended') });
 
+# Who has all locks that there are room for keeps the launcher from looking at pg_database; what ends then, PostgreSQL would start hours later.
+set_back('there was no shared memory', sub {
+	my $node = $shop->node;
+	my $log_position = -s $node->logfile;
+	my $locker = $node->background_psql('postgres');
+	$locker->query_safe(q{BEGIN; DO $$
+		DECLARE
+			n integer := 0;
+			step integer := 1000;
+		BEGIN
+			LOOP
+				BEGIN
+					PERFORM pg_advisory_xact_lock(7, k) FROM generate_series(n + 1, n + step) AS k;
+					n := n + step;
+				EXCEPTION WHEN out_of_memory THEN
+					EXIT WHEN step = 1;
+					step := step / 10;
+				END;
+			END LOOP;
+		END $$});
+	$locker->query_safe("SELECT pg_terminate_backend(pid) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'softmobile worker'");
+	$node->wait_for_log(qr/ERROR:  out of shared memory/, $log_position);
+	$locker->quit;
+}, sub { $shop->sell(1, 'locked') });
+
 # The same with a server that starts while the clock is wrong, and finds a failed batch of the future.
 set_back('the server was started', sub {
 	$central->answer('status', status => 503);

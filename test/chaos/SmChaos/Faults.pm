@@ -79,10 +79,11 @@ fault('name not found', 'link', 1, sub {
 
 sub branch_signal
 {
-	my ($name, $weight, $signal, $pattern) = @_;
+	my ($name, $weight, $signal, $pattern, $possible) = @_;
 
 	fault($name, 'branch', $weight, sub {
 		my ($c, $u, $v) = @_;
+		return undef if $possible && !$possible->($c);
 		return $c->{shop}->is_ready && $c->{shop}->signal($signal, $pattern, $v) ? {} : undef;
 	});
 	return;
@@ -93,7 +94,8 @@ branch_signal('kill -9 of the launcher',  3, 'KILL', qr/^postgres: softmobile la
 branch_signal('kill -9 of a till',        4, 'KILL', qr/^postgres: seller /);
 branch_signal('kill -9 of WAL writer, checkpointer', 2, 'KILL', qr/^postgres: (walwriter|checkpointer|background writer)/);
 branch_signal('worker terminated',        3, 'TERM', qr/^postgres: softmobile worker /);
-branch_signal('launcher terminated',      2, 'TERM', qr/^postgres: softmobile launcher/);
+# Not while the clock is wrong: the postmaster would start it again hours later, by the right one.
+branch_signal('launcher terminated',      2, 'TERM', qr/^postgres: softmobile launcher/, sub { $_[0]{shop}{clock} == 0 });
 branch_signal('till terminated',          2, 'TERM', qr/^postgres: seller /);
 
 fault('worker stands still', 'branch', 2, sub {
@@ -173,13 +175,46 @@ fault('out of worker processes', 'branch', 2, sub {
 	};
 });
 
-# --- the branch's disk and clock ---
-
-fault('disk full', 'disk', 3, sub {
+# Whoever needs a lock that nobody has yet is told that there is no shared memory left.
+fault('out of shared memory', 'branch', 2, sub {
 	my ($c, $u) = @_;
-	$c->{shop}->set_shim(1, $c->{shop}{clock});
-	return { seconds => between(0.5, 4, $u), heal => sub { $c->{shop}->set_shim(0, $c->{shop}{clock}) } };
+	return undef unless $c->{shop}->is_ready;
+	$c->{load}->in_background('locker', q{DO $$
+		DECLARE
+			n integer := 0;
+			step integer := 1000;
+		BEGIN
+			LOOP
+				BEGIN
+					PERFORM pg_advisory_xact_lock(7, k) FROM generate_series(n + 1, n + step) AS k;
+					n := n + step;
+				EXCEPTION WHEN out_of_memory THEN
+					EXIT WHEN step = 1;
+					step := step / 10;
+				END;
+			END LOOP;
+			PERFORM pg_sleep(600);
+		END $$;}, 'locker');
+	# by a signal, for nobody can connect, and a sleep ends by the clock, which may jump
+	return { seconds => between(0.5, 3, $u), heal => sub { $c->{shop}->signal('TERM', qr/^postgres: locker /, 0) } };
 });
+
+# --- the branch's disks and clock ---
+
+sub disk_fault
+{
+	my ($name, $weight, $which) = @_;
+
+	fault($name, 'disk', $weight, sub {
+		my ($c, $u) = @_;
+		$c->{shop}->set_shim($which, $c->{shop}{clock});
+		return { seconds => between(0.5, 4, $u), heal => sub { $c->{shop}->set_shim(0, $c->{shop}{clock}) } };
+	});
+	return;
+}
+
+disk_fault('disk full',                3, 1);
+disk_fault("the log's own disk full",  3, 2);
 
 fault('clock jumps', 'clock', 3, sub {
 	my ($c, $u, $v) = @_;
@@ -208,7 +243,7 @@ fault("central's power loss", 'central', 2, sub {
 fault("central's inbox locked", 'central', 2, sub {
 	my ($c, $u) = @_;
 	return undef unless $c->{central}->is_ready;
-	$c->{load}->in_background('locker', sprintf("BEGIN; LOCK TABLE softmobile.central_inbox; SELECT pg_sleep(%.1f); COMMIT;\n", between(0.5, 7, $u)), 'postgres', $c->{central});
+	$c->{load}->in_background('inbox_locker', sprintf("BEGIN; LOCK TABLE softmobile.central_inbox; SELECT pg_sleep(%.1f); COMMIT;\n", between(0.5, 7, $u)), 'postgres', $c->{central});
 	return {};
 });
 

@@ -54,7 +54,7 @@ sub extra_conf
 	return;
 }
 
-# What the preloaded library does: a full disk, a clock that is wrong by so many seconds.
+# What the preloaded library does: a full disk (1, that of tablespaces only: 2), a clock that is wrong by so many seconds.
 sub set_shim
 {
 	my ($self, $disk_full, $clock) = @_;

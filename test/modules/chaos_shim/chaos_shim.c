@@ -4,15 +4,18 @@
  *		clock that is wrong, at will and without any privilege.
  *
  * The file that SM_CHAOS_SHIM names is mapped: while disk_full is set no regular
- * file grows (ENOSPC), and clock_us is added to the time of day.  Messages of the
- * server (standard output and error) are written whatever the disk.
+ * file grows (ENOSPC), with 2 none of a tablespace, and clock_us is added to the time
+ * of day.  Messages of the server (standard output and error) are written whatever
+ * the disk.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -51,6 +54,22 @@ map_control(void)
 	if (real == NULL) \
 		*(void **) &real = dlsym(RTLD_NEXT, #name)
 
+/* Is it a file of a tablespace that lies below the data directory? */
+static int
+is_in_tablespace(int fd)
+{
+	char		link[64];
+	char		path[4096];
+	ssize_t		len;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	len = readlink(link, path, sizeof(path) - 1);
+	if (len < 0)
+		return 0;
+	path[len] = '\0';
+	return strstr(path, "/pg_tblspc/") != NULL;
+}
+
 /* Would a write of so many bytes at this offset (-1: the current one) let the file grow, and may it not? */
 static int
 is_full(int fd, off_t offset, size_t len)
@@ -63,7 +82,7 @@ is_full(int fd, off_t offset, size_t len)
 		return 0;
 	if (offset < 0)
 		offset = (fcntl(fd, F_GETFL) & O_APPEND) ? st.st_size : lseek(fd, 0, SEEK_CUR);
-	if (offset + (off_t) len <= st.st_size)
+	if (offset + (off_t) len <= st.st_size || (control->disk_full == 2 && !is_in_tablespace(fd)))
 		return 0;
 	errno = ENOSPC;
 	return 1;
