@@ -54,12 +54,12 @@ link() { branch -c "SELECT softmobile.register_branch('${2:-s1}', '${2:-s1}', ce
 # Nobody listens there.
 nowhere=http://127.0.0.1:9
 
-# start_helper PROGRAM [ARGUMENT...]: a sink or a line; sets $port and $pid.
+# start_helper PROGRAM [ARGUMENT...]: a sink or a line; sets $port and $pid. helper_runs_as: a command that runs it.
 start_helper()
 {
 	local out
 	out=$work/$1.$((++helpers)).out
-	"$work/$1" "${@:2}" >"$out" 2>&1 </dev/null &
+	${helper_runs_as:-} "$work/$1" "${@:2}" >"$out" 2>&1 </dev/null &
 	pid=$!
 	for _ in $(seq 100); do
 		port=$(sed -n 's/^listening //p' "$out")
