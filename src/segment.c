@@ -76,6 +76,17 @@ close_both(Relation *both, int n)
 		table_close(both[i], NoLock);
 }
 
+/* TRUNCATE empties files where they are that the same (sub)transaction has made: then they are still the segment's. */
+static bool
+was_emptied_in_place(const Storage *storage)
+{
+	Relation	rel = relation_open(storage->form.oid, NoLock);
+	bool		in_place = rel->rd_rel->relfilenode == storage->form.relfilenode;
+
+	relation_close(rel, NoLock);
+	return in_place;
+}
+
 /* Makes files that this transaction would remove those of another relation, which is empty. */
 static void
 adopt_storage(Oid relid, const Storage *storage)
@@ -167,7 +178,8 @@ softmobile_empty_segment(PG_FUNCTION_ARGS)
 	adopted_in = GetTopTransactionId();
 	truncate_segment(segment);
 	for (int i = 0; i < n; i++)
-		adopt_storage(heirs[i], &storage[i]);
+		if (!was_emptied_in_place(&storage[i]))
+			adopt_storage(heirs[i], &storage[i]);
 	PG_RETURN_VOID();
 }
 

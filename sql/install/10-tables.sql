@@ -146,7 +146,7 @@ CREATE INDEX outbox_event_3_id ON softmobile.outbox_event_3 USING brin (id) WITH
 CREATE INDEX outbox_event_4_id ON softmobile.outbox_event_4 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 
 CREATE TABLE softmobile.outbox_trash (LIKE softmobile.outbox_event) WITH (autovacuum_enabled = off);
-COMMENT ON TABLE softmobile.outbox_trash IS 'Files of an emptied segment on their way back to the system, a piece at a time, so that nobody who sells has to wait for the disk. Nobody reads it.';
+COMMENT ON TABLE softmobile.outbox_trash IS 'Files of an emptied segment on their way back to the system, a piece at a time, so that nobody who sells has to wait for the disk. Nobody reads it: long values are gone already, so VACUUM FULL of it fails until it is empty, which the worker sees to within seconds.';
 
 CREATE TABLE softmobile.outbox_segment (
 	segment integer PRIMARY KEY,
