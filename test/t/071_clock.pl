@@ -8,6 +8,7 @@ use lib "$FindBin::Bin/../perl";
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use SmLocks;
 use SmReceiver;
 use SmShop;
 use Test::More;
@@ -92,21 +93,7 @@ set_back('there was no shared memory', sub {
 	my $node = $shop->node;
 	my $log_position = -s $node->logfile;
 	my $locker = $node->background_psql('postgres');
-	$locker->query_safe(q{BEGIN; DO $$
-		DECLARE
-			n integer := 0;
-			step integer := 1000;
-		BEGIN
-			LOOP
-				BEGIN
-					PERFORM pg_advisory_xact_lock(7, k) FROM generate_series(n + 1, n + step) AS k;
-					n := n + step;
-				EXCEPTION WHEN out_of_memory THEN
-					EXIT WHEN step = 1;
-					step := step / 10;
-				END;
-			END LOOP;
-		END $$});
+	$locker->query_safe('BEGIN; ' . SmLocks::all_there_are());
 	$locker->query_safe("SELECT pg_terminate_backend(pid) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'softmobile worker'");
 	$node->wait_for_log(qr/ERROR:  out of shared memory/, $log_position);
 	$locker->quit;

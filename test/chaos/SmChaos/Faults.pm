@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use SmChaos::Process qw(is_alive wait_for);
+use SmLocks;
 use Time::HiRes qw(sleep);
 
 =head2 all()
@@ -175,26 +176,10 @@ fault('out of worker processes', 'branch', 2, sub {
 	};
 });
 
-# Whoever needs a lock that nobody has yet is told that there is no shared memory left.
 fault('out of shared memory', 'branch', 2, sub {
 	my ($c, $u) = @_;
 	return undef unless $c->{shop}->is_ready;
-	$c->{load}->in_background('locker', q{DO $$
-		DECLARE
-			n integer := 0;
-			step integer := 1000;
-		BEGIN
-			LOOP
-				BEGIN
-					PERFORM pg_advisory_xact_lock(7, k) FROM generate_series(n + 1, n + step) AS k;
-					n := n + step;
-				EXCEPTION WHEN out_of_memory THEN
-					EXIT WHEN step = 1;
-					step := step / 10;
-				END;
-			END LOOP;
-			PERFORM pg_sleep(600);
-		END $$;}, 'locker');
+	$c->{load}->in_background('locker', 'BEGIN; ' . SmLocks::all_there_are() . '; SELECT pg_sleep(600); COMMIT', 'locker');
 	# by a signal, for nobody can connect, and a sleep ends by the clock, which may jump
 	return { seconds => between(0.5, 3, $u), heal => sub { $c->{shop}->signal('TERM', qr/^postgres: locker /, 0) } };
 });
