@@ -236,6 +236,14 @@ BEGIN
 				HINT = format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
 	END IF;
 
+	-- Any server could say that it has them.
+	IF receipts = 'none' AND receipts IS DISTINCT FROM (SELECT b.receipts FROM softmobile.branch b WHERE b.branch_id = branch_id)
+		AND NOT has_parameter_privilege(softmobile.calling_role(), 'softmobile.central_url', 'SET') THEN
+		RAISE EXCEPTION 'permission denied to let branch "%" do without receipts', branch_id
+			USING ERRCODE = 'insufficient_privilege', DETAIL = 'Events would count as delivered that no central has acknowledged.',
+				HINT = format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
+	END IF;
+
 	-- The worker, which registers unknown branches, tries this lock and never waits for it.
 	PERFORM pg_advisory_xact_lock(softmobile.branch_lock_class(), hashtext(branch_id));
 	INSERT INTO softmobile.branch AS b (branch_id, name, central_url, active, receipts, registered_by)
@@ -258,7 +266,7 @@ CREATE FUNCTION softmobile.calling_role() RETURNS text
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'softmobile_calling_role';
 COMMENT ON FUNCTION softmobile.calling_role() IS 'Internal: the role that the session acts as, not changed by SECURITY DEFINER.';
 COMMENT ON FUNCTION softmobile.register_branch(text, text, text, boolean, text) IS
-'Registers a branch or changes a registered one (also: active => false switches its delivery off, true on). central_url NULL: the setting of that name; receipts ''none'': an empty 2xx settles. Errors: 22023; 42501 a central_url that is not the one there, from who may not set softmobile.central_url.';
+'Registers a branch or changes a registered one (also: active => false switches its delivery off, true on). central_url NULL: the setting of that name; receipts ''none'': an empty 2xx settles. Errors: 22023; 42501 a central_url that is not the one there, or receipts ''none'' anew, from who may not set softmobile.central_url.';
 
 CREATE FUNCTION softmobile.register_unknown_branches(branches text[]) RETURNS text[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -64,6 +64,13 @@ RESET ROLE;
 SET LOCAL ROLE planted_operator;
 SELECT lives_ok($$SELECT softmobile.register_branch('S2', 'Norte'), softmobile.register_branch('S2', 'Norte 2')$$, 'an operator registers branches');
 SELECT throws_ok($$SELECT softmobile.register_branch('S2', 'Norte', 'https://elsewhere.example')$$, '42501', 'permission denied to change the central_url of branch "S2"', 'but does not say where their events go');
+SELECT throws_ok($$SELECT softmobile.register_branch('S2', 'Norte', receipts => 'none')$$, '42501', 'permission denied to let branch "S2" do without receipts', 'nor that they need no receipts');
+RESET ROLE;
+SELECT softmobile.register_branch('S3', 'Sur', receipts => 'none');
+SET LOCAL ROLE planted_operator;
+SELECT lives_ok($$SELECT softmobile.register_branch('S3', 'Sur 2', receipts => 'none')$$, 'a branch that needs none is renamed');
+SELECT lives_ok($$SELECT softmobile.register_branch('S3', 'Sur 2', receipts => 'required')$$, 'it may be made to need them');
+SELECT throws_ok($$SELECT softmobile.register_branch('S3', 'Sur 2', receipts => 'none')$$, '42501', NULL, 'and no more not to');
 RESET ROLE;
 SELECT softmobile.register_branch('S2', 'Norte', 'https://central.example');
 SET LOCAL ROLE planted_operator;
@@ -72,7 +79,7 @@ SELECT throws_ok($$SELECT softmobile.register_branch('S2', 'Norte 3')$$, '42501'
 RESET ROLE;
 GRANT SET ON PARAMETER softmobile.central_url TO planted_operator;
 SET LOCAL ROLE planted_operator;
-SELECT lives_ok($$SELECT softmobile.register_branch('S2', 'Norte 3', 'https://elsewhere.example')$$, 'who was given the right to the setting may');
+SELECT lives_ok($$SELECT softmobile.register_branch('S2', 'Norte 3', 'https://elsewhere.example', receipts => 'none')$$, 'who was given the right to the setting may');
 RESET ROLE;
 
 SELECT * FROM finish();
