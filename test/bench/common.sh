@@ -69,12 +69,6 @@ start_helper()
 	cat "$out"
 	return 1
 }
-# keep_awake: no core sleeps from now on; of a virtual machine, one that does comes back late. Takes nothing that anybody else wants.
-keep_awake()
-{
-	local core
-	for core in $(seq "$(nproc)"); do chrt --idle 0 bash -c 'while ((SECONDS < 1800)); do :; done' & done
-}
 helpers=0
 stop_helper() { kill "$1"; wait "$1" || true; }
 # counts PORT: requests, bytes of bodies, bytes decompressed, events that a sink got.
