@@ -212,10 +212,3 @@ RESET ROLE;
 SET client_min_messages = warning;
 DROP OWNED BY regress_nobody, regress_app, regress_operator, regress_auditor, regress_worker;
 DROP ROLE regress_nobody, regress_app, regress_operator, regress_auditor, regress_worker;
-
--- A segment emptied twice in one transaction is the second time emptied in place: its files stay its own.
-BEGIN;
-SELECT softmobile.empty_segment(4);
-SELECT softmobile.empty_segment(4);
-SELECT t.relname FROM pg_class s JOIN pg_class t ON t.relfilenode = s.relfilenode AND t.oid <> s.oid WHERE s.oid = 'softmobile.outbox_event_4'::regclass;
-ROLLBACK;

@@ -18,7 +18,7 @@
 #include "utils/uuid.h"
 #include "writer.h"
 
-PG_FUNCTION_INFO_V1(softmobile_central_keep);
+PG_FUNCTION_INFO_V1(softmobile_central_write);
 PG_FUNCTION_INFO_V1(softmobile_central_numbers);
 
 /* Columns of softmobile.central_inbox. */
@@ -47,16 +47,35 @@ static const int event_column[INBOX_COLUMNS] = {
 	[INBOX_DATA] = SM_EVENT_DATA
 };
 
-/* softmobile.central_keep(events softmobile.central_event[]) -> void */
+static const Oid column_types[INBOX_COLUMNS] = {
+	[INBOX_BRANCH_ID] = TEXTOID,
+	[INBOX_ID] = UUIDOID,
+	[INBOX_EPOCH] = UUIDOID,
+	[INBOX_SEQ] = INT8OID,
+	[INBOX_EVENT_TIME] = TIMESTAMPTZOID,
+	[INBOX_RECEIVED_AT] = TIMESTAMPTZOID,
+	[INBOX_EPOCH_NO] = INT4OID,
+	[INBOX_LANE] = TEXTOID,
+	[INBOX_ENTITY_TYPE] = TEXTOID,
+	[INBOX_ENTITY_ID] = TEXTOID,
+	[INBOX_OP] = TEXTOID,
+	[INBOX_EFFECT] = TEXTOID,
+	[INBOX_ACTOR] = TEXTOID,
+	[INBOX_REASON] = TEXTOID,
+	[INBOX_DATA] = JSONOID
+};
+
+/* softmobile.central_write(events softmobile.central_event[]) -> boolean; false: nothing is written, it takes a statement */
 Datum
-softmobile_central_keep(PG_FUNCTION_ARGS)
+softmobile_central_write(PG_FUNCTION_ARGS)
 {
 	SmEventRows events;
 	SmWriter	inbox;
 	Datum		effect = PointerGetDatum(cstring_to_text("applied"));
 
+	if (!sm_writer_open(&inbox, "central_inbox", column_types, INBOX_COLUMNS))
+		PG_RETURN_BOOL(false);
 	sm_event_rows_open(&events, PG_GETARG_ARRAYTYPE_P(0));
-	sm_writer_open(&inbox, "central_inbox", INBOX_COLUMNS);
 	for (int i = 0; i < events.n; i++)
 	{
 		Datum		values[SM_EVENT_COLUMNS];
@@ -78,7 +97,7 @@ softmobile_central_keep(PG_FUNCTION_ARGS)
 	sm_writer_close(&inbox);
 	sm_event_rows_close(&events);
 	CommandCounterIncrement();
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(true);
 }
 
 /* A lane of a batch. */

@@ -37,6 +37,18 @@ enum
 	ROW_BRANCH_ID, ROW_ENTITY_TYPE, ROW_ENTITY_ID, ROW_SEQ, ROW_CHANGED_AT, ROW_EPOCH_NO, ROW_DELETED, ROW_CHANGED_HERE, ROW_ROW, ROW_COLUMNS
 };
 
+static const Oid column_types[ROW_COLUMNS] = {
+	[ROW_BRANCH_ID] = TEXTOID,
+	[ROW_ENTITY_TYPE] = TEXTOID,
+	[ROW_ENTITY_ID] = TEXTOID,
+	[ROW_SEQ] = INT8OID,
+	[ROW_CHANGED_AT] = TIMESTAMPTZOID,
+	[ROW_EPOCH_NO] = INT4OID,
+	[ROW_DELETED] = BOOLOID,
+	[ROW_CHANGED_HERE] = BOOLOID,
+	[ROW_ROW] = JSONBOID
+};
+
 /* An event; its values lie in the array that it came in. */
 typedef struct Change
 {
@@ -142,6 +154,12 @@ read_changes(const SmEventRows *events)
 		bool		nulls[SM_EVENT_COLUMNS];
 
 		sm_event_rows_get(events, i, values, nulls);
+		if (nulls[SM_EVENT_BRANCH_ID] || nulls[SM_EVENT_ENTITY_TYPE] || nulls[SM_EVENT_ENTITY_ID] || nulls[SM_EVENT_OP] ||
+			nulls[SM_EVENT_SEQ] || nulls[SM_EVENT_ORDER_EPOCH] || nulls[SM_EVENT_N])
+			elog(ERROR, "an event without an entity or a number");
+		if ((*VARDATA_ANY(DatumGetTextPP(values[SM_EVENT_OP])) != 'd' && nulls[SM_EVENT_NEW]) ||
+			(*VARDATA_ANY(DatumGetTextPP(values[SM_EVENT_OP])) != 'i' && nulls[SM_EVENT_OLD]))
+			elog(ERROR, "an event without its rows");
 		changes[i] = (Change)
 		{
 			.key = {values[SM_EVENT_BRANCH_ID], values[SM_EVENT_ENTITY_TYPE], values[SM_EVENT_ENTITY_ID]},
@@ -159,13 +177,15 @@ read_changes(const SmEventRows *events)
 	return changes;
 }
 
-static void
+/* false: the table is not as it was made, and left to central_apply(). */
+static bool
 open_projection(Projection *p)
 {
 	SmWriter   *w = &p->writer;
 
 	memset(p, 0, sizeof(*p));
-	sm_writer_open(w, "central_projection", ROW_COLUMNS);
+	if (!sm_writer_open(w, "central_projection", column_types, ROW_COLUMNS))
+		return false;
 	list_free(RelationGetIndexList(w->relation));	/* finds the primary key */
 	for (int i = 0; i < w->target->ri_NumIndices; i++)
 		if (RelationGetRelid(w->target->ri_IndexRelationDescs[i]) == w->relation->rd_pkindex)
@@ -177,6 +197,7 @@ open_projection(Projection *p)
 	p->group = -1;
 	p->held = table_slot_create(w->relation, &w->estate->es_tupleTable);
 	p->cxt = AllocSetContextCreate(CurrentMemoryContext, "softmobile entity", ALLOCSET_DEFAULT_SIZES);
+	return true;
 }
 
 static void
@@ -359,20 +380,22 @@ softmobile_central_project(PG_FUNCTION_ARGS)
 	Datum	   *unusual;
 	int			n_unusual = 0;
 	Projection	projection;
+	bool		open;
 
 	sm_event_rows_open(&events, PG_GETARG_ARRAYTYPE_P(0));
 	changes = read_changes(&events);
 	unusual = palloc(sizeof(Datum) * Max(events.n, 1));
-	open_projection(&projection);
+	open = open_projection(&projection);
 	for (int from = 0, to; from < events.n; from = to)
 	{
 		for (to = from + 1; to < events.n && compare_entities(&changes[from], &changes[to]) == 0; to++)
 			;
-		if (!project_entity(&projection, changes + from, to - from))
+		if (!open || !project_entity(&projection, changes + from, to - from))
 			for (int i = from; i < to; i++)
 				unusual[n_unusual++] = Int32GetDatum(changes[i].n);
 	}
-	close_projection(&projection);
+	if (open)
+		close_projection(&projection);
 	sm_event_rows_close(&events);
 	CommandCounterIncrement();	/* central_apply() shall see it */
 

@@ -58,17 +58,6 @@ typedef struct Storage
 	FormData_pg_class form;
 } Storage;
 
-/* A relation and its TOAST table, in this order; locked, as TRUNCATE would. */
-static int
-open_both(const char *name, Relation *both)
-{
-	both[0] = table_open(sm_lanes_relation(name), AccessExclusiveLock);
-	if (!OidIsValid(both[0]->rd_rel->reltoastrelid))
-		return 1;
-	both[1] = table_open(both[0]->rd_rel->reltoastrelid, AccessExclusiveLock);
-	return 2;
-}
-
 static void
 close_both(Relation *both, int n)
 {
@@ -76,15 +65,29 @@ close_both(Relation *both, int n)
 		table_close(both[i], NoLock);
 }
 
-/* TRUNCATE empties files where they are that the same (sub)transaction has made: then they are still the segment's. */
-static bool
-was_emptied_in_place(const Storage *storage)
+/*
+ * A relation and its TOAST table, in this order; locked, as TRUNCATE would.  Returns
+ * how many: 0 if one of them is locked by somebody who is not to be waited for.
+ */
+static int
+open_both(const char *name, bool wait, Relation *both)
 {
-	Relation	rel = relation_open(storage->form.oid, NoLock);
-	bool		in_place = rel->rd_rel->relfilenode == storage->form.relfilenode;
+	Oid			relid = sm_lanes_relation(name);
+	int			n;
 
-	relation_close(rel, NoLock);
-	return in_place;
+	for (n = 0; n < 2 && OidIsValid(relid); n++)
+	{
+		if (wait)
+			LockRelationOid(relid, AccessExclusiveLock);
+		else if (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
+		{
+			close_both(both, n);
+			return 0;
+		}
+		both[n] = table_open(relid, NoLock);
+		relid = both[n]->rd_rel->reltoastrelid;
+	}
+	return n;
 }
 
 /* Makes files that this transaction would remove those of another relation, which is empty. */
@@ -113,6 +116,22 @@ adopt_storage(Oid relid, const Storage *storage)
 	CommandCounterIncrement();
 	heap_freetuple(tuple);
 	table_close(pg_class, RowExclusiveLock);
+}
+
+/*
+ * Whether TRUNCATE has left the files for another relation.  It keeps them, and empties
+ * them at once, when this (sub)transaction has made them; two relations with the same
+ * files would be the end of the events that come.  Those of an unlogged table end with it.
+ */
+static bool
+has_left(Oid relid, const Storage *storage)
+{
+	Relation	rel = relation_open(relid, NoLock);
+	bool		left = memcmp(&rel->SM_RD_LOCATOR, &storage->locator, sizeof(storage->locator)) != 0 &&
+		storage->form.relpersistence == RELPERSISTENCE_PERMANENT;
+
+	relation_close(rel, NoLock);
+	return left;
 }
 
 static void
@@ -150,6 +169,7 @@ softmobile_empty_segment(PG_FUNCTION_ARGS)
 	Relation	old[2];
 	Relation	trash[2];
 	Storage		storage[2];
+	Oid			segments[2];
 	Oid			heirs[2];
 	int			n;
 
@@ -158,8 +178,8 @@ softmobile_empty_segment(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no segment %d", segment)));
 	snprintf(name, sizeof(name), "outbox_event_%d", segment);
-	n = open_both(name, old);
-	if (open_both("outbox_trash", trash) != n)
+	n = open_both(name, true, old);
+	if (open_both("outbox_trash", true, trash) != n)
 		elog(ERROR, "outbox_trash is not like %s", name);
 	for (int i = 0; i < n; i++)
 	{
@@ -170,6 +190,7 @@ softmobile_empty_segment(PG_FUNCTION_ARGS)
 					 errhint("The worker removes them, a piece at a time.")));
 		storage[i].locator = old[i]->SM_RD_LOCATOR;
 		memcpy(&storage[i].form, old[i]->rd_rel, CLASS_TUPLE_SIZE);
+		segments[i] = RelationGetRelid(old[i]);
 		heirs[i] = RelationGetRelid(trash[i]);
 	}
 	close_both(old, n);
@@ -178,7 +199,7 @@ softmobile_empty_segment(PG_FUNCTION_ARGS)
 	adopted_in = GetTopTransactionId();
 	truncate_segment(segment);
 	for (int i = 0; i < n; i++)
-		if (!was_emptied_in_place(&storage[i]))
+		if (has_left(segments[i], &storage[i]))
 			adopt_storage(heirs[i], &storage[i]);
 	PG_RETURN_VOID();
 }
@@ -200,9 +221,9 @@ softmobile_shrink_trash(PG_FUNCTION_ARGS)
 	if (TransactionIdIsValid(adopted_in) && TransactionIdEquals(adopted_in, GetTopTransactionIdIfAny()))
 		PG_RETURN_BOOL(true);
 	/* Whoever has it locked, the worker does not wait for. */
-	if (!ConditionalLockRelationOid(sm_lanes_relation("outbox_trash"), AccessExclusiveLock))
+	n = open_both("outbox_trash", false, trash);
+	if (n == 0)
 		PG_RETURN_BOOL(true);
-	n = open_both("outbox_trash", trash);
 	for (int i = 0; i < n; i++)
 	{
 		BlockNumber size = RelationGetNumberOfBlocks(trash[i]);

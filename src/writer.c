@@ -9,28 +9,62 @@
  * constraints, row triggers and whatever indexes there are; new ones together, as
  * COPY does, unless a trigger wants to see each of them first.  What is inserted
  * is not visible before the caller's next command.
+ *
+ * Headquarters may have made something else of a table: partitions, columns of
+ * other types or more of them, rules, policies, triggers of whole statements, with
+ * transition tables or of single columns.  Those are left to PostgreSQL's executor.
  */
 #include "postgres.h"
 
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "lanes.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "writer.h"
 
 #include "compat.h"
 
-void
-sm_writer_open(SmWriter *writer, const char *table, int columns)
+/* Whether rows that are written here are as a statement would have written them. */
+static bool
+is_plain(Relation relation, const Oid *types, int columns)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+	TriggerDesc *triggers = relation->trigdesc;
+
+	if (relation->rd_rel->relkind != RELKIND_RELATION || relation->rd_rules != NULL || desc->natts != columns ||
+		check_enable_rls(RelationGetRelid(relation), InvalidOid, true) == RLS_ENABLED)
+		return false;
+	for (int i = 0; i < columns; i++)
+		if (TupleDescAttr(desc, i)->atttypid != types[i] || TupleDescAttr(desc, i)->attgenerated)
+			return false;
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+
+		if (!TRIGGER_FOR_ROW(trigger->tgtype) || trigger->tgnattr > 0 ||
+			trigger->tgnewtable != NULL || trigger->tgoldtable != NULL)
+			return false;
+	}
+	return true;
+}
+
+bool
+sm_writer_open(SmWriter *writer, const char *table, const Oid *types, int columns)
 {
 	TriggerDesc *triggers;
 
 	memset(writer, 0, sizeof(*writer));
 	writer->relation = table_open(sm_lanes_relation(table), RowExclusiveLock);
-	if (RelationGetNumberOfAttributes(writer->relation) != columns)
-		elog(ERROR, "%s has other columns than softmobile knows", table);
+	if (!is_plain(writer->relation, types, columns))
+	{
+		table_close(writer->relation, NoLock);
+		return false;
+	}
 	triggers = writer->relation->trigdesc;
 	writer->together = triggers == NULL || !triggers->trig_insert_before_row;
 
@@ -42,6 +76,7 @@ sm_writer_open(SmWriter *writer, const char *table, int columns)
 	ExecOpenIndices(writer->target, false);
 	EvalPlanQualInit(&writer->epq, writer->estate, NULL, NIL, -1, NIL);
 	AfterTriggerBeginQuery();
+	return true;
 }
 
 TupleTableSlot *
@@ -103,11 +138,33 @@ sm_writer_insert(SmWriter *writer)
 		flush(writer);
 }
 
+/*
+ * Locks a row that was read.  A trigger that comes before the update would have
+ * PostgreSQL look at the row again if somebody is just changing it (against the rules:
+ * without the branch's lock), and there is no plan to look at it with.
+ */
+static void
+lock_row(SmWriter *writer, TupleTableSlot *old)
+{
+	TupleTableSlot *locked = table_slot_create(writer->relation, NULL);
+	TM_FailureData failure;
+
+	if (table_tuple_lock(writer->relation, &old->tts_tid, GetActiveSnapshot(), locked, GetCurrentCommandId(false),
+						 LockTupleNoKeyExclusive, LockWaitBlock, 0, &failure) != TM_Ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("a row of %s was changed meanwhile", RelationGetRelationName(writer->relation))));
+	ExecDropSingleTupleTableSlot(locked);
+}
+
 void
 sm_writer_update(SmWriter *writer, TupleTableSlot *old)
 {
 	TupleTableSlot *slot = writer->slots[writer->n];
+	TriggerDesc *triggers = writer->relation->trigdesc;
 
+	if (triggers != NULL && triggers->trig_update_before_row)
+		lock_row(writer, old);
 	ExecStoreVirtualTuple(slot);
 	EvalPlanQualSetSlot(&writer->epq, old);
 	ExecSimpleRelationUpdate(writer->target, writer->estate, &writer->epq, old, slot);

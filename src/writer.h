@@ -22,8 +22,11 @@ typedef struct SmWriter
 	int			n;				/* filled, not written yet */
 } SmWriter;
 
-/* columns: that the caller knows of; ERROR when the table has others */
-extern void sm_writer_open(SmWriter *writer, const char *table, int columns);
+/*
+ * types: of the columns that the caller knows of.  false: nothing is open; the table
+ * is, or has, something that only a statement heeds, and the caller has to use one.
+ */
+extern bool sm_writer_open(SmWriter *writer, const char *table, const Oid *types, int columns);
 
 /* An empty slot with no column NULL; to be filled and then inserted, or given up. */
 extern TupleTableSlot *sm_writer_slot(SmWriter *writer);

@@ -145,8 +145,16 @@ CREATE INDEX outbox_event_2_id ON softmobile.outbox_event_2 USING brin (id) WITH
 CREATE INDEX outbox_event_3_id ON softmobile.outbox_event_3 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX outbox_event_4_id ON softmobile.outbox_event_4 USING brin (id) WITH (pages_per_range = 32, autosummarize = on);
 
-CREATE TABLE softmobile.outbox_trash (LIKE softmobile.outbox_event) WITH (autovacuum_enabled = off);
-COMMENT ON TABLE softmobile.outbox_trash IS 'Files of an emptied segment on their way back to the system, a piece at a time, so that nobody who sells has to wait for the disk. Nobody reads it: long values are gone already, so VACUUM FULL of it fails until it is empty, which the worker sees to within seconds.';
+-- Long values in those files point to the segment's TOAST table, which is empty. So no column of the trash may reach them: VACUUM FULL of the
+-- database, a copy or a check would end with "missing chunk number 0". The one it has lies behind theirs, where every row has NULL.
+CREATE TABLE softmobile.outbox_trash (LIKE softmobile.outbox_event, nothing text) WITH (autovacuum_enabled = off);
+DO $$
+BEGIN
+	EXECUTE (SELECT 'ALTER TABLE softmobile.outbox_trash ' || string_agg(format('DROP COLUMN %I', a.attname), ', ')
+		FROM pg_attribute a WHERE a.attrelid = 'softmobile.outbox_event'::regclass AND a.attnum > 0 AND NOT a.attisdropped);
+END
+$$;
+COMMENT ON TABLE softmobile.outbox_trash IS 'Files of an emptied segment on their way back to the system, a piece at a time, so that nobody who sells has to wait for the disk. Nobody reads it.';
 
 CREATE TABLE softmobile.outbox_segment (
 	segment integer PRIMARY KEY,

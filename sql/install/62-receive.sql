@@ -226,8 +226,24 @@ COMMENT ON FUNCTION softmobile.central_take_numbers(softmobile.central_event[]) 
 
 /* The inbox. */
 
+CREATE FUNCTION softmobile.central_write(events softmobile.central_event[]) RETURNS boolean
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_write';
+COMMENT ON FUNCTION softmobile.central_write(softmobile.central_event[]) IS
+'Internal: writes events into the inbox without a statement, or nothing and returns false: the table has become something that needs one (partitions, other columns, rules, policies, triggers of statements). Error: 23505 one of them is there.';
+
 CREATE FUNCTION softmobile.central_keep(events softmobile.central_event[]) RETURNS void
-LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'softmobile_central_keep';
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF NOT softmobile.central_write(events) THEN
+		INSERT INTO softmobile.central_inbox (branch_id, id, epoch, seq, event_time, received_at, epoch_no, lane,
+			entity_type, entity_id, op, effect, actor, reason, data)
+		SELECT e.branch_id, e.id, e.epoch, e.seq, e.event_time, now(), e.epoch_no, e.lane,
+			e.entity_type, e.entity_id, e.op, 'applied', e.actor, e.reason, e.data
+		FROM unnest(events) AS e;
+	END IF;
+END
+$$;
 COMMENT ON FUNCTION softmobile.central_keep(softmobile.central_event[]) IS 'Internal: puts events into the inbox. Error: 23505 one of them is there.';
 
 /* The projection. */

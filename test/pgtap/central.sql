@@ -222,6 +222,48 @@ DELETE FROM softmobile.central_branch WHERE branch_id = 'b1';
 SELECT is(refusal(json_build_array(ev(62, 'insert', 'f1', '{}'))::text, 'b1 new'), 'SM403', 'nor is a branch taken that headquarters has removed');
 INSERT INTO softmobile.central_branch (branch_id, active) VALUES ('b1', false);
 
+/* Headquarters makes something else of its tables: an event is written as ever, and what a statement does, happens. */
+CREATE FUNCTION posted(entity text, n int) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	seq bigint := (SELECT coalesce(max(i.seq), 0) + 1 FROM softmobile.central_inbox i WHERE i.branch_id = 'Ñuñoa 2' AND i.epoch = u(9));
+	where_from CONSTANT jsonb := jsonb_build_object('source', '/branches/Ñuñoa%202', 'epoch', u(9));
+	answer json;
+BEGIN
+	answer := post(ev(seq, CASE n WHEN 1 THEN 'insert' ELSE 'update' END, entity, json_build_object('n', n),
+		CASE WHEN n > 1 THEN json_build_object('n', n - 1) END, where_from));
+	RETURN concat_ws(' ', answer ->> 'accepted', held(entity, 'Ñuñoa 2') ->> 'n', (SELECT count(*) FROM softmobile.central_inbox i WHERE i.branch_id = 'Ñuñoa 2' AND i.entity_id = entity));
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLERRM;
+END $$;
+CREATE TABLE fired (name text, level text, rows int);
+CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.fired VALUES (tg_name, tg_level, NULL); RETURN NULL; END $$;
+CREATE FUNCTION fire_with_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.fired SELECT tg_name, tg_level, count(*) FROM new_rows; RETURN NULL; END $$;
+SELECT is(posted('T', 1), '1 1 1', 'a row');
+CREATE TRIGGER of_column AFTER UPDATE OF row ON softmobile.central_projection FOR EACH ROW EXECUTE FUNCTION fire();
+SELECT is(posted('T', 2), '1 2 2', 'with a trigger for updates of a column');
+CREATE TRIGGER statement AFTER INSERT ON softmobile.central_inbox FOR EACH STATEMENT EXECUTE FUNCTION fire();
+CREATE TRIGGER transition AFTER INSERT ON softmobile.central_inbox REFERENCING NEW TABLE AS new_rows FOR EACH ROW EXECUTE FUNCTION fire_with_rows();
+SELECT is(posted('T', 3), '1 3 3', '... of a statement, and with a transition table');
+SELECT is((SELECT array_agg(concat_ws(' ', name, level, rows) ORDER BY name, level) FROM fired),
+	'{"of_column ROW","of_column ROW","statement STATEMENT","transition ROW 1"}', 'they fire');
+DROP TRIGGER of_column ON softmobile.central_projection;
+DROP TRIGGER statement ON softmobile.central_inbox;
+DROP TRIGGER transition ON softmobile.central_inbox;
+ALTER TABLE softmobile.central_inbox ADD COLUMN note text DEFAULT 'new';
+ALTER TABLE softmobile.central_projection ADD COLUMN marked text GENERATED ALWAYS AS ((row ->> 'n') || '!') STORED;
+SELECT is(posted('T', 4), '1 4 4', 'with columns more');
+SELECT is((SELECT marked FROM softmobile.central_projection WHERE branch_id = 'Ñuñoa 2' AND entity_id = 'T'), '4!', '... they are filled');
+ALTER TABLE softmobile.central_inbox DROP COLUMN note;
+ALTER TABLE softmobile.central_projection DROP COLUMN marked;
+SELECT is(posted('T', 5), '1 5 5', '... dropped again');
+ALTER TABLE softmobile.central_projection ALTER COLUMN changed_at TYPE text;
+SELECT is(posted('T', 6), '1 6 6', 'with a column of another type');
+ALTER EXTENSION softmobile DROP TABLE softmobile.central_inbox;
+ALTER TABLE softmobile.central_inbox RENAME TO central_inbox_before;
+CREATE TABLE softmobile.central_inbox (LIKE softmobile.central_inbox_before INCLUDING INDEXES) PARTITION BY LIST (branch_id);
+ALTER TABLE softmobile.central_inbox ATTACH PARTITION softmobile.central_inbox_before DEFAULT;
+SELECT is(posted('T', 7), '1 7 7', 'partitioned');
+
 /* Rights. */
 CREATE ROLE sm_test_gateway;
 SELECT throws_ok($$SELECT softmobile.grant_central('sm_test_nobody')$$, '42704', NULL, 'grant_central() needs a role');

@@ -114,6 +114,9 @@ SELECT cmp_ok((SELECT count(*) FROM compared WHERE cardinality(unusual) BETWEEN 
 SELECT is((SELECT count(*) FROM compared c WHERE c.unusual <> '{}' AND EXISTS (SELECT FROM unnest(c.events) AS e WHERE e.n = ANY (c.unusual)
 	AND EXISTS (SELECT FROM unnest(c.events) AS f WHERE (f.branch_id, f.entity_type, f.entity_id) = (e.branch_id, e.entity_type, e.entity_id) AND f.n <> ALL (c.unusual)))), 0::bigint, 'an entity is left whole');
 SELECT is(softmobile.central_project('{}'), NULL, 'of no events none is unusual');
+SELECT throws_ok($$SELECT softmobile.central_project(ARRAY[jsonb_populate_record(NULL::softmobile.central_event, '{"n":1}')])$$, 'XX000', NULL, 'an event without an entity is an error');
+SELECT throws_ok($$SELECT softmobile.central_project(ARRAY[jsonb_populate_record(NULL::softmobile.central_event, '{"n":1,"branch_id":"b","entity_type":"t","entity_id":"e","op":"update","seq":1,"order_epoch":1}')])$$,
+	'XX000', NULL, '... without rows as well');
 
 -- Many entities, near each other and far, some of them long and alike: the index is walked, or descended for each.
 TRUNCATE softmobile.central_projection, compared;
