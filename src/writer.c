@@ -2,7 +2,7 @@
  * writer.c
  *		Headquarters: rows for a table, without a statement for them.
  *
- * Used by central_keep() and central_project(), in the transaction of
+ * Used by central_write() and central_project(), in the transaction of
  * central_receive(); takes the table's RowExclusiveLock and keeps it.
  *
  * Rows are written as the apply worker of logical replication writes them, with

@@ -206,6 +206,8 @@ AS $$
 #variable_conflict use_variable
 DECLARE
 	problem text;
+	may_redirect CONSTANT boolean := has_parameter_privilege(softmobile.calling_role(), 'softmobile.central_url', 'SET');
+	who_may CONSTANT text := format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
 BEGIN
 	branch_id := btrim(branch_id);
 	IF branch_id IS NULL OR octet_length(branch_id) NOT BETWEEN 1 AND 100 OR branch_id ~ '[[:cntrl:]]' THEN
@@ -230,18 +232,18 @@ BEGIN
 	END IF;
 	-- The token goes there, and all that the branch sells.
 	IF central_url IS DISTINCT FROM (SELECT b.central_url FROM softmobile.branch b WHERE b.branch_id = branch_id)
-		AND NOT has_parameter_privilege(softmobile.calling_role(), 'softmobile.central_url', 'SET') THEN
+		AND NOT may_redirect THEN
 		RAISE EXCEPTION 'permission denied to change the central_url of branch "%"', branch_id
 			USING ERRCODE = 'insufficient_privilege', DETAIL = 'It says where events and the token are sent, as the setting softmobile.central_url does.',
-				HINT = format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
+				HINT = who_may;
 	END IF;
 
 	-- Any server could say that it has them.
 	IF receipts = 'none' AND receipts IS DISTINCT FROM (SELECT b.receipts FROM softmobile.branch b WHERE b.branch_id = branch_id)
-		AND NOT has_parameter_privilege(softmobile.calling_role(), 'softmobile.central_url', 'SET') THEN
+		AND NOT may_redirect THEN
 		RAISE EXCEPTION 'permission denied to let branch "%" do without receipts', branch_id
 			USING ERRCODE = 'insufficient_privilege', DETAIL = 'Events would count as delivered that no central has acknowledged.',
-				HINT = format('A superuser may, and whom one allows it: GRANT SET ON PARAMETER softmobile.central_url TO %I.', softmobile.calling_role());
+				HINT = who_may;
 	END IF;
 
 	-- The worker, which registers unknown branches, tries this lock and never waits for it.
